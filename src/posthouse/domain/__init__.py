@@ -1,0 +1,1 @@
+"""Decisions, without I/O: verdicts, recipients, MX plans, retry schedules, next-hop states."""

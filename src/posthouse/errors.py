@@ -1,0 +1,109 @@
+"""The exception tree.
+
+::
+
+    PosthouseError                 public: for the peer; detail: for the log; temporary
+    ├── ConfigError                one or more mistakes in a configuration file (exit 78)
+    ├── StorageError               our own fault, always temporary for the peer
+    │   ├── StorageFull            no room left: disk, quota, inodes
+    │   ├── StorageBroken          a write, fsync or read failed
+    │   └── StorageBusy            another process holds the shard
+    ├── BodyDamaged                a stored body does not match its checksum or length
+    ├── AddressError               a path or mailbox that RFC 5321 does not allow
+    ├── DnsTemporary               DNS gave no answer; says nothing about the domain
+    └── NextHopFailure             no session with a next hop could be had, or it ended
+
+Refusals of mail are values (`posthouse.mail.reply.Reply`), not exceptions.
+"""
+
+from __future__ import annotations
+
+
+class PosthouseError(Exception):
+    """A failure with a bland text for the peer and a full one for the log.
+
+    `temporary` is True unless a subclass says otherwise: our own fault is
+    always temporary for the peer.
+    """
+
+    temporary: bool = True
+    public: str = "local error in processing"
+
+    def __init__(self, detail: str, *, public: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        if public is not None:
+            self.public = public
+
+
+class ConfigError(PosthouseError):
+    """One or more mistakes in a configuration; `mistakes` has a line for each."""
+
+    temporary = False
+    public = "configuration error"
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class StorageError(PosthouseError):
+    """The spool could not do what was asked."""
+
+    public = "insufficient system storage"
+
+
+class StorageFull(StorageError):
+    """No room left for another message."""
+
+
+class StorageBroken(StorageError):
+    """A write, a flush or a read failed."""
+
+    public = "local error in processing"
+
+
+class StorageBusy(StorageError):
+    """Another process holds this shard."""
+
+    public = "local error in processing"
+
+
+class BodyDamaged(PosthouseError):
+    """A stored body does not match its recorded length or checksum."""
+
+    temporary = False
+
+
+class AddressError(PosthouseError):
+    """A path that RFC 5321 §4.1.2 (or RFC 6531 §3.3) does not allow."""
+
+    temporary = False
+    public = "bad address syntax"
+
+
+class DnsTemporary(PosthouseError):
+    """The resolver gave no usable answer; nothing is known about the name."""
+
+    public = "name service error"
+
+
+class NextHopFailure(PosthouseError):
+    """No session with a next hop, or the session ended early.
+
+    stage: "connect", "greeting", "ehlo", "starttls", "session".
+    reply_code/reply_text: what the peer said, 0/"" when it said nothing.
+    """
+
+    def __init__(
+        self, detail: str, *, stage: str, reply_code: int = 0, reply_text: str = ""
+    ) -> None:
+        super().__init__(detail)
+        self.stage = stage
+        self.reply_code = reply_code
+        self.reply_text = reply_text
+
+    @property
+    def permanent(self) -> bool:
+        """True when the peer itself answered 5xx: it refuses us, not a user."""
+        return 500 <= self.reply_code <= 599

@@ -1,0 +1,1 @@
+"""What comes in: the SMTP door and the control socket."""

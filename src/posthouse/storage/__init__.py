@@ -1,0 +1,1 @@
+"""Engines behind the ports: the embedded spool and recipient indexes."""

@@ -1,0 +1,1 @@
+"""What goes out: SMTP sessions to next hops, TLS, DNS questions."""
