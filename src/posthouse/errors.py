@@ -11,6 +11,7 @@
     ├── BodyDamaged                a stored body does not match its checksum or length
     ├── AddressError               a path or mailbox that RFC 5321 does not allow
     ├── DnsTemporary               DNS gave no answer; says nothing about the domain
+    ├── TlsFailed                  a handshake or a record failed
     └── NextHopFailure             no session with a next hop could be had, or it ended
 
 Refusals of mail are values (`posthouse.mail.reply.Reply`), not exceptions.
@@ -86,6 +87,16 @@ class DnsTemporary(PosthouseError):
     """The resolver gave no usable answer; nothing is known about the name."""
 
     public = "name service error"
+
+
+class TlsFailed(PosthouseError):
+    """TLS failed; `alert` holds octets that should still go to the peer."""
+
+    public = "TLS not available due to temporary reason"
+
+    def __init__(self, detail: str, *, alert: bytes = b"") -> None:
+        super().__init__(detail)
+        self.alert = alert
 
 
 class NextHopFailure(PosthouseError):
