@@ -1,0 +1,1 @@
+"""Engines in memory that pass the contract suite of their port."""
