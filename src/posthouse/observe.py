@@ -72,9 +72,9 @@ class _Sink:
             if second != self.stamp_second:
                 self.stamp_second = second
                 self.stamp = time.strftime("%b %e %H:%M:%S", time.localtime(second))
-            line = (
-                f"{self.stamp} {self.host} {self.tag}/{daemon}[{self.pid}]: {text}\n"
-            ).encode("utf-8", "replace")
+            line = (f"{self.stamp} {self.host} {self.tag}/{daemon}[{self.pid}]: {text}\n").encode(
+                "utf-8", "replace"
+            )
         self.pending.append(line)
         if self.schedule is None:
             self.flush()
@@ -353,7 +353,11 @@ def next_hop_changed(next_hop: str, state: str, why: str) -> None:
 
 def alert(kind: str, text: str, **facts: Any) -> None:
     """Something a person should see: a warning line now, and `posthouse status` while it lasts."""
-    _sink.put("alert", f"warning: {kind}: {clean(text)}", {"event": "alert", "kind": kind, "text": text, **facts})
+    _sink.put(
+        "alert",
+        f"warning: {kind}: {clean(text)}",
+        {"event": "alert", "kind": kind, "text": text, **facts},
+    )
 
 
 def note(daemon: str, text: str, **facts: Any) -> None:

@@ -1,0 +1,118 @@
+"""Message content on its way in: DATA with its dots, BDAT with its counts, line ends checked.
+
+SMTP smuggling lives on disagreement about where a message ends. Here only
+CR LF . CR LF ends DATA (RFC 5321 §4.1.1.4), and content with a bare CR or a
+bare LF never leaves this room: it is refused (550 5.6.11, RFC 7504-era code
+of RFC 5248's registry) or, as a setting, normalised, so that no next hop can
+be led to see an end that we did not see.
+
+Hot path: no loop over lines. A handful of C-speed scans per read, no copy of
+the content unless a dot was stuffed or a read ended inside "\\r\\n.\\r\\n".
+"""
+
+from __future__ import annotations
+
+import re
+
+_END = b"\r\n.\r\n"
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+
+
+class ContentDefect(Exception):
+    """The content holds a bare CR or a bare LF and must not be passed on."""
+
+
+def has_bare_newline(data: bytes) -> bool:
+    """True when a CR or LF stands alone. `data` must not begin or end inside a pair."""
+    pairs = data.count(b"\r\n")
+    return data.count(b"\n") != pairs or data.count(b"\r") != pairs
+
+
+class DotDecoder:
+    """Takes the octets after 354, gives the content, and finds its end.
+
+    `feed` returns (content, rest): rest is None while the end was not seen, else
+    the octets behind the final dot. Up to four octets are held back when a read
+    ends inside a possible end mark, so a CR LF pair is never split over two
+    returned pieces and any split of the input gives the same content.
+    """
+
+    __slots__ = ("_fresh", "_held", "bare", "normalize")
+
+    def __init__(self, *, normalize: bool = False) -> None:
+        self.normalize = normalize
+        self.bare = False
+        # The CR LF that ended the DATA command is the line end before the first
+        # line: ".CRLF" at once is an empty message, and a first dot is stuffed.
+        self._held = b"\r\n"
+        self._fresh = True
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Decode the next octets. Sets `bare` (and goes on) when a bare CR or LF was met."""
+        buffer = self._held + data if self._held else data
+        end = buffer.find(_END)
+        rest: bytes | None = None
+        if end >= 0:
+            rest = buffer[end + 5 :]
+            buffer = buffer[: end + 2]
+            self._held = b""
+        else:
+            keep = _possible_end(buffer)
+            self._held = buffer[len(buffer) - keep :] if keep else b""
+            if keep:
+                buffer = buffer[:-keep]
+        if not buffer:
+            return b"", rest
+        if b"\r\n." in buffer:
+            buffer = buffer.replace(b"\r\n.", b"\r\n")
+        if self._fresh:
+            buffer = buffer[2:]
+            self._fresh = False
+        if has_bare_newline(buffer):
+            self.bare = True
+            if self.normalize:
+                buffer = _BARE.sub(b"\r\n", buffer)
+        return buffer, rest
+
+
+def _possible_end(buffer: bytes) -> int:
+    """How many octets at the end of `buffer` could begin CR LF . CR LF."""
+    for size in (4, 3, 2, 1):
+        if buffer.endswith(_END[:size]):
+            return size
+    return 0
+
+
+class ChunkDecoder:
+    """Checks the line ends of BDAT content (RFC 3030), where nothing is stuffed.
+
+    A CR at the end of one piece is held back until its LF comes; `finish` gives
+    it out when the message ends there (a bare CR then).
+    """
+
+    __slots__ = ("_held", "bare", "normalize")
+
+    def __init__(self, *, normalize: bool = False) -> None:
+        self.normalize = normalize
+        self.bare = False
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The content in `data`, checked."""
+        if self._held:
+            data, self._held = self._held + data, b""
+        if data.endswith(b"\r"):
+            data, self._held = data[:-1], b"\r"
+        return self._check(data)
+
+    def finish(self) -> bytes:
+        """The last octets, after BDAT … LAST."""
+        data, self._held = self._held, b""
+        return self._check(data)
+
+    def _check(self, data: bytes) -> bytes:
+        if has_bare_newline(data):
+            self.bare = True
+            if self.normalize:
+                return _BARE.sub(b"\r\n", data)
+        return data
