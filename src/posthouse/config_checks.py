@@ -1,0 +1,164 @@
+"""What no single value of the configuration shows: names that clash, files that cannot be read.
+
+Opens certificates, keys and recipient files to see that they can be used.
+Writes nothing and asks nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from posthouse.config_locator import Path as KeyPath
+
+
+class Findings:
+    """Mistakes and warnings with their places."""
+
+    def __init__(self, file: str, lines: dict[KeyPath, int]) -> None:
+        self.file = file
+        self.lines = lines
+        self.mistakes: list[tuple[int, str]] = []
+        self.warnings: list[tuple[int, str]] = []
+
+    def line_of(self, path: KeyPath) -> int:
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+    def _format(self, path: KeyPath, what: str, remedy: str) -> tuple[int, str]:
+        line = self.line_of(path)
+        name = ".".join(part for part in path if isinstance(part, str))
+        subject = f"{name}: " if name else ""
+        return line, f"{self.file}:{line}: {subject}{what}; {remedy}"
+
+    def sorted_mistakes(self) -> list[str]:
+        """In the order of the file."""
+        return [text for _, text in sorted(self.mistakes, key=lambda found: found[0])]
+
+    def sorted_warnings(self) -> tuple[str, ...]:
+        """In the order of the file."""
+        return tuple(text for _, text in sorted(self.warnings, key=lambda found: found[0]))
+
+    def wrong(self, path: KeyPath, what: str, remedy: str) -> None:
+        self.mistakes.append(self._format(path, what, remedy))
+
+    def warn(self, path: KeyPath, what: str, remedy: str) -> None:
+        self.warnings.append(self._format(path, what, remedy))
+
+
+def check_whole(
+    top: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
+    domains: list[dict[str, Any]],
+    findings: Findings,
+) -> None:
+    """What no single value shows. Values that were wrong are None here."""
+    _check_domains(domains, findings)
+    _check_next_hops(top, sections["relay"], domains, findings)
+    _check_certificate(sections["smtp"], findings)
+    names = {domain["name"] for domain in domains if domain["name"]}
+    if top["contact"] is not None:
+        at = top["contact"].rpartition("@")[2]
+        if at in names:
+            findings.warn(
+                ("contact",),
+                f"{at} is behind this backup: alerts would wait for the primary they are about",
+                "use an address elsewhere",
+            )
+
+
+def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
+    first: dict[str, int] = {}
+    for index, domain in enumerate(domains):
+        name = domain["name"]
+        if name is not None and first.setdefault(name, index) != index:
+            line = findings.line_of(("domain", first[name], "name"))
+            findings.wrong(
+                ("domain", index, "name"), f"{name} stands twice (line {line})", "remove one"
+            )
+        path = ("domain", index, "recipients")
+        if domain["recipients"] is not None:
+            _check_readable(path, domain["recipients"], findings)
+        elif path not in findings.lines and domain["when_unknown"] == "defer":
+            findings.warn(
+                path,
+                f"{name} has no list: all its recipients but postmaster get 451",
+                'add recipients = "FILE"',
+            )
+
+
+def _check_next_hops(
+    top: dict[str, Any],
+    relay: dict[str, Any],
+    domains: list[dict[str, Any]],
+    findings: Findings,
+) -> None:
+    own = {top["hostname"], *(relay["own_names"] or ()), *(relay["own_addresses"] or ())}
+    for index, domain in enumerate(domains):
+        for at, hop in enumerate(domain["next_hop"] or ()):
+            if hop.host in own:
+                findings.wrong(
+                    ("domain", index, "next_hop", at),
+                    f"{hop} is this host: mail would go round in circles",
+                    "name the primary",
+                )
+
+
+def _check_readable(path: KeyPath, file: Path, findings: Findings) -> bool:
+    try:
+        with file.open("rb") as stream:
+            stream.read(1)
+    except OSError as error:
+        findings.wrong(path, f"{file} cannot be read: {error.strerror}", "name a readable file")
+        return False
+    return True
+
+
+def _check_certificate(smtp: dict[str, Any], findings: Findings) -> None:
+    certificate, key = smtp["certificate"], smtp["private_key"]
+    for name, other in (("certificate", "private_key"), ("private_key", "certificate")):
+        path = ("smtp", name)
+        if smtp[name] is None and smtp[other] is not None and path not in findings.lines:
+            findings.wrong(path, f"is missing beside {other}", "STARTTLS needs both")
+    if certificate is None or key is None:
+        return
+    readable = _check_readable(("smtp", "certificate"), certificate, findings)
+    if not _check_readable(("smtp", "private_key"), key, findings) or not readable:
+        return
+    if os.stat(key).st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        findings.warn(("smtp", "private_key"), f"{key} is open to every user", f"chmod o= {key}")
+    _check_pair(certificate, key, findings)
+
+
+def _check_pair(certificate: Path, key: Path, findings: Findings) -> None:
+    import ssl  # costs 2 MiB and 15 ms that a node without a certificate can do without
+
+    encrypted = False
+
+    def refuse_password() -> str:
+        nonlocal encrypted
+        encrypted = True
+        return ""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=refuse_password)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "no usable PEM data"
+        if encrypted:
+            findings.wrong(
+                ("smtp", "private_key"), f"{key} is encrypted", "decrypt it: nobody types at start"
+            )
+        elif reason == "KEY_VALUES_MISMATCH":
+            findings.wrong(
+                ("smtp", "private_key"), f"{key} is not the key of {certificate}", "pair them"
+            )
+        else:
+            findings.wrong(
+                ("smtp", "certificate"),
+                f"{certificate} and {key} cannot be loaded ({reason})",
+                "both must be PEM files",
+            )
