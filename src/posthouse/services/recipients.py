@@ -1,0 +1,258 @@
+"""Keeps the recipient lists current: `Publisher` makes them, `Directories` reads them.
+
+The publisher runs in the control process only. It watches the text files of
+all domains; one that changed is read once two looks in a row found it the same,
+so that a copy still under way is not taken for the whole. A file with a mistake
+changes nothing: the list of before stays in force, also across a restart, and
+the mistakes are reported once for each state of the file.
+
+Directories run in each worker, map every domain to its list in force and swap a
+replaced one whole. A domain without a list finds everything UNKNOWN, which is
+never a refusal.
+
+They meet in the index files alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final
+
+from posthouse import observe
+from posthouse.errors import ConfigError, StorageError
+from posthouse.ports import (
+    Finding,
+    Fingerprint,
+    RecipientDirectory,
+    RecipientListFacts,
+    RecipientLists,
+)
+
+LOOK_EVERY_SECONDS: Final = 1.0
+# After a failure of our own (disk full), so many looks pass before the next attempt.
+_LOOKS_TO_PAUSE: Final = 60
+
+Facts = Mapping[str, str | int | bool]
+Wait = Callable[[float], Awaitable[object]]
+
+
+class _Source:
+    """What the publisher knows of one domain's text file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.settled: Fingerprint | None = None  # the state that was dealt with …
+        self.ever = False  # … if any was
+        self.seen: Fingerprint | None = None  # at the last look
+        self.pause = 0
+        self.problem = ""
+        self.in_force: RecipientListFacts | None = None
+
+    def put_in_force(self, facts: RecipientListFacts) -> None:
+        self.settled, self.ever, self.pause = facts.source_version, True, 0
+        self.in_force = facts
+        nobody = not facts.entries and not facts.catch_all
+        self.problem = f"{self.path} names nobody: only mail to postmaster is taken" * nobody
+
+
+class Publisher:
+    """Makes the index of every domain from its text file. One per node."""
+
+    def __init__(
+        self,
+        lists: RecipientLists,
+        sources: Mapping[str, str],
+        *,
+        now_us: Callable[[], int],
+        wait: Wait = asyncio.sleep,
+    ) -> None:
+        """sources: domain (lower-case A-labels) → path of its text file."""
+        self._lists = lists
+        self._now_us = now_us
+        self._wait = wait
+        self._sources: dict[str, _Source] = {}
+        self._busy = asyncio.Lock()
+        self.set_sources(sources)
+
+    def set_sources(self, sources: Mapping[str, str]) -> None:
+        """Watch these files from now on; `refresh` deals with the new ones at once."""
+        kept = self._sources
+        self._sources = {
+            domain: kept[domain] if domain in kept and kept[domain].path == path else _Source(path)
+            for domain, path in sources.items()
+        }
+
+    async def refresh(self) -> None:
+        """Publish everything that is new or has changed, without waiting for quiet.
+
+        Call it before the node reports itself ready, and on SIGHUP.
+        """
+        async with self._busy:
+            for domain, source in list(self._sources.items()):
+                version = self._lists.get_source_version(source.path)
+                if not source.ever:
+                    await self._adopt(domain, source, version)
+                if not source.ever or version != source.settled or source.pause:
+                    await self._publish(domain, source, version)
+                source.seen = version
+
+    async def run(self) -> None:
+        """Look again and again, for ever."""
+        while True:
+            await self._wait(LOOK_EVERY_SECONDS)
+            async with self._busy:
+                for domain, source in list(self._sources.items()):
+                    await self._look(domain, source)
+
+    async def _look(self, domain: str, source: _Source) -> None:
+        version = self._lists.get_source_version(source.path)
+        quiet = version == source.seen
+        source.seen = version
+        if source.pause:
+            source.pause -= 1
+        elif quiet and (not source.ever or version != source.settled):
+            await self._publish(domain, source, version)
+
+    async def _adopt(self, domain: str, source: _Source, version: Fingerprint | None) -> None:
+        """Keep the list of an earlier run if it is undamaged; it is current if its source is."""
+        facts = await asyncio.to_thread(self._lists.verified_facts, domain)
+        if facts is None:
+            return
+        source.in_force = facts
+        if facts.source == source.path and facts.source_version == version:
+            source.put_in_force(facts)
+
+    async def _publish(self, domain: str, source: _Source, version: Fingerprint | None) -> None:
+        old = source.in_force
+        try:
+            facts = await asyncio.to_thread(
+                self._lists.publish,
+                domain,
+                source.path,
+                now_us=self._now_us(),
+                refuse_empty=old is not None and (old.entries > 0 or old.catch_all),
+            )
+        except ConfigError as error:
+            self._report(domain, source, error.mistakes)
+            source.settled, source.ever, source.pause = version, True, 0
+        except StorageError as error:
+            self._report(domain, source, [error.detail])
+            source.pause = _LOOKS_TO_PAUSE
+        else:
+            if facts is None:  # written to meanwhile: the next quiet look takes it up
+                source.ever = False
+                return
+            source.put_in_force(facts)
+            observe.note(
+                "recipients",
+                f"{domain}: {facts.entries} recipients from {facts.source}"
+                + (", catch-all" if facts.catch_all else "")
+                + (f", {facts.skipped} lines for other domains" if facts.skipped else ""),
+            )
+            if source.problem:
+                observe.alert("recipients", f"{domain}: {source.problem}", domain=domain)
+
+    def _report(self, domain: str, source: _Source, mistakes: list[str]) -> None:
+        problem = "; ".join(mistakes)
+        if problem == source.problem:
+            return
+        source.problem = problem
+        old = source.in_force
+        consequence = (
+            "no list yet, so nobody is known"
+            if old is None
+            else f"the list of before ({old.entries} recipients) stays in force"
+        )
+        for line in (*mistakes, consequence):
+            observe.alert("recipients", f"{domain}: {line}", domain=domain)
+
+    def describe(self) -> Mapping[str, Facts]:
+        """For `status`: by domain its source, entries and what is wrong with the file now."""
+        return {
+            domain: {
+                "source": source.path,
+                "entries": source.in_force.entries if source.in_force else 0,
+                "catch_all": bool(source.in_force and source.in_force.catch_all),
+                "problem": source.problem,
+            }
+            for domain, source in self._sources.items()
+        }
+
+
+class _NoList:
+    """Stands for a domain without a list."""
+
+    def find(self, local_part: str) -> Finding:  # noqa: ARG002 (the port names it)
+        """Nothing is known of anybody."""
+        return Finding.UNKNOWN
+
+    def describe(self) -> Facts:
+        """For `status`."""
+        return {"source": "", "entries": 0, "loaded_at": "", "problem": "no list loaded"}
+
+
+_NO_LIST: Final = _NoList()
+
+
+class Directories:
+    """The lists in force of all domains, as one worker sees them."""
+
+    def __init__(
+        self, lists: RecipientLists, domains: Iterable[str], *, wait: Wait = asyncio.sleep
+    ) -> None:
+        """Load what there is. domains: lower-case A-labels."""
+        self._lists = lists
+        self._wait = wait
+        self._domains = tuple(domains)
+        self._loaded: dict[str, RecipientDirectory] = {}
+        self._versions: dict[str, Fingerprint | None] = {}
+        self._directory_version: Fingerprint | None = None
+        self.refresh()
+
+    def find(self, domain: str, local_part: str) -> Finding:
+        """Look up the content of a local part. Never raises; UNKNOWN without a list."""
+        return self._loaded.get(domain, _NO_LIST).find(local_part)
+
+    def get(self, domain: str) -> RecipientDirectory:
+        """The list in force now. Ask again for each look-up: this one is never swapped."""
+        return self._loaded.get(domain, _NO_LIST)
+
+    def set_domains(self, domains: Iterable[str]) -> None:
+        """Serve these domains from now on."""
+        self._domains = tuple(domains)
+        self._loaded = {d: self._loaded[d] for d in self._domains if d in self._loaded}
+        self._versions = {d: self._versions[d] for d in self._domains if d in self._versions}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up every list that was replaced, at once.
+
+        One that has gone or is damaged leaves the loaded one in force.
+        """
+        for domain in self._domains:
+            version = self._lists.get_version(domain)
+            if version is None or version == self._versions.get(domain):
+                continue
+            self._versions[domain] = version
+            directory = self._lists.open(domain)
+            if directory is not None:
+                self._loaded[domain] = directory
+            else:
+                observe.alert("recipients", f"{domain}: its index is damaged", domain=domain)
+
+    async def run(self) -> None:
+        """Look again and again, for ever. An idle look costs one stat, whatever the domains."""
+        again = False
+        while True:
+            await self._wait(LOOK_EVERY_SECONDS)
+            version = self._lists.get_directory_version()
+            changed = version != self._directory_version
+            if changed or again:  # twice: a second rename may fall into the same clock tick
+                self._directory_version = version
+                self.refresh()
+            again = changed
+
+    def describe(self) -> Mapping[str, Facts]:
+        """For `status`, by domain."""
+        return {domain: self.get(domain).describe() for domain in self._domains}

@@ -1,0 +1,155 @@
+"""From the operator's text file to the index in force. `RecipientIndexes`: `ports.RecipientLists`.
+
+The text is read as a stream: ten million addresses need 160 MB while the index
+is built and nothing afterwards. What cannot be read without a doubt changes
+nothing: the index of before stays where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from posthouse.domain.recipients import MAX_LINE_LENGTH, RecipientFile
+from posthouse.errors import ConfigError, StorageBroken
+from posthouse.ports import Fingerprint, RecipientListFacts
+from posthouse.storage.recipient_index import IndexBuilder, IndexDirectory, storage_errors
+
+MAX_FILE_BYTES: Final = 2 << 30
+MAX_RECIPIENTS: Final = 50_000_000  # what a roster may hold
+_READ_BYTES: Final = 1 << 20
+
+
+class RecipientIndexes:
+    """The indexes of all domains, `<domain>.idx` in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def prepare(self) -> None:
+        """Make the directory and clear what an interrupted `publish` left. Raises StorageError.
+
+        For the process that publishes, before it does.
+        """
+        with storage_errors(self._directory):
+            self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            for leftover in self._directory.glob(".new-*"):
+                leftover.unlink(missing_ok=True)
+
+    def open(self, domain: str) -> IndexDirectory | None:
+        """The list in force; None when there is none or it is damaged."""
+        try:
+            directory = IndexDirectory(self._path(domain))
+        except (OSError, StorageBroken):
+            return None
+        return directory if directory.facts.domain == domain else None
+
+    def get_version(self, domain: str) -> Fingerprint | None:
+        """Changes with every `publish` of the domain."""
+        return _look_at(self._path(domain))
+
+    def get_directory_version(self) -> Fingerprint | None:
+        """Changes with every `publish`, unless two fall into one tick of the file clock."""
+        return _look_at(self._directory)
+
+    def get_source_version(self, source: str) -> Fingerprint | None:
+        """Changes with the text file; a symbolic link is followed."""
+        return _look_at(source)
+
+    def verified_facts(self, domain: str) -> RecipientListFacts | None:
+        """Facts of the list in force, checked to the last octet. Blocks."""
+        directory = self.open(domain)
+        return directory.facts if directory is not None and directory.verify() else None
+
+    def publish(
+        self, domain: str, source: str, *, now_us: int, refuse_empty: bool
+    ) -> RecipientListFacts | None:
+        """Read a text file and put its list in force, whole. Blocks, about 2 s a million addresses.
+
+        Returns None when the file was written to meanwhile. Raises ConfigError, StorageError.
+        """
+        builder = IndexBuilder()
+        reading, before = _read(domain, source, builder, refuse_empty=refuse_empty)
+        if _look_at(source) != before:
+            return None
+        facts = RecipientListFacts(
+            domain=domain,
+            entries=reading.entries,
+            skipped=reading.skipped,
+            catch_all=reading.catch_all,
+            source=source,
+            source_version=before,
+            built_us=now_us,
+        )
+        return builder.write(self._path(domain), facts, reading.fold)
+
+    def _path(self, domain: str) -> Path:
+        return self._directory / f"{domain}.idx"
+
+
+def check_recipients(domain: str, source: str) -> RecipientFile:
+    """Read a text file as `publish` would, and change nothing. Raises ConfigError."""
+    reading, _ = _read(domain, source, IndexBuilder(), refuse_empty=False)
+    return reading
+
+
+def _read(
+    domain: str, source: str, builder: IndexBuilder, *, refuse_empty: bool
+) -> tuple[RecipientFile, Fingerprint]:
+    """Read all of a text file. Raises ConfigError with everything that is wrong with it."""
+    reading = RecipientFile(domain)
+    try:
+        # Not to be kept waiting by a named pipe that nobody writes to.
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with FileIO(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                reading.report("not a regular file", line=0)
+            elif status.st_size > MAX_FILE_BYTES:
+                reading.report(f"larger than {MAX_FILE_BYTES >> 30} GiB", line=0)
+            elif refuse_empty and not status.st_size:
+                reading.report("empty (0 octets), perhaps just being written", line=0)
+            elif not builder.add_all(reading.read_lines(_split(file)), MAX_RECIPIENTS):
+                reading.report(f"more than {MAX_RECIPIENTS:,} recipients", line=0)
+    except OSError as error:
+        raise ConfigError([f"{source}: {error.strerror or error}"]) from error
+    if reading.mistake_count:
+        raise ConfigError(reading.describe_mistakes(source))
+    return reading, _fingerprint(status)
+
+
+def _split(file: FileIO) -> Iterator[str]:
+    """The lines of a file without their LF; octets that are not UTF-8 become lone surrogates.
+
+    Of a line that does not end, only as much is kept as shows that it is too long.
+    """
+    tail = b""
+    while chunk := file.read(_READ_BYTES):
+        head, line_feed, rest = chunk.rpartition(b"\n")
+        if line_feed:
+            yield from (tail + head).decode("utf-8", "surrogateescape").split("\n")
+            tail = rest
+        elif len(tail) <= 4 * MAX_LINE_LENGTH:
+            tail += rest
+    if tail:
+        yield tail.decode("utf-8", "surrogateescape")
+
+
+def _look_at(path: str | Path) -> Fingerprint | None:
+    try:
+        return _fingerprint(os.stat(path))
+    except OSError:
+        return None
+
+
+def _fingerprint(status: os.stat_result) -> Fingerprint:
+    return Fingerprint(
+        size_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        inode=status.st_ino,
+    )
