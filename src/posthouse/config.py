@@ -40,12 +40,18 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 _BARE_WORD = re.compile(r"""=\s*[^\s"'\[{\d#]""")
 
 
-def load(file: str | Path) -> Config:
-    """Read and check a configuration file. Raises ConfigError with all its mistakes."""
+def load(file: str | Path, *, lists_may_wait: bool = False) -> Config:
+    """Read and check a configuration file. Raises ConfigError with all its mistakes.
+
+    lists_may_wait: a recipients file that cannot be read is a warning only. A node
+    starts all the same, with the list of before in force: one lost file of one
+    domain is no reason to turn away the mail of all.
+    """
     path = Path(file)
     text = _read_text(path)
     table = _parse_toml(path, text)
     findings = Findings(str(path), locate_keys(text))
+    findings.lists_may_wait = lists_may_wait
     config = _build(table, path.absolute(), findings)
     if findings.mistakes or config is None:
         raise ConfigError(findings.sorted_mistakes())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class Findings:
     def __init__(self, file: str, lines: dict[KeyPath, int]) -> None:
         self.file = file
         self.lines = lines
+        self.lists_may_wait = False
         self.mistakes: list[tuple[int, str]] = []
         self.warnings: list[tuple[int, str]] = []
 
@@ -81,7 +83,8 @@ def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
             )
         path = ("domain", index, "recipients")
         if domain["recipients"] is not None:
-            _check_readable(path, domain["recipients"], findings)
+            tell = findings.warn if findings.lists_may_wait else findings.wrong
+            _check_readable(path, domain["recipients"], tell)
         elif path not in findings.lines and domain["when_unknown"] == "defer":
             findings.warn(
                 path,
@@ -107,12 +110,12 @@ def _check_next_hops(
                 )
 
 
-def _check_readable(path: KeyPath, file: Path, findings: Findings) -> bool:
+def _check_readable(path: KeyPath, file: Path, tell: Callable[[KeyPath, str, str], None]) -> bool:
     try:
         with file.open("rb") as stream:
             stream.read(1)
     except OSError as error:
-        findings.wrong(path, f"{file} cannot be read: {error.strerror}", "name a readable file")
+        tell(path, f"{file} cannot be read: {error.strerror}", "name a readable file")
         return False
     return True
 
@@ -125,8 +128,8 @@ def _check_certificate(smtp: dict[str, Any], findings: Findings) -> None:
             findings.wrong(path, f"is missing beside {other}", "STARTTLS needs both")
     if certificate is None or key is None:
         return
-    readable = _check_readable(("smtp", "certificate"), certificate, findings)
-    if not _check_readable(("smtp", "private_key"), key, findings) or not readable:
+    readable = _check_readable(("smtp", "certificate"), certificate, findings.wrong)
+    if not _check_readable(("smtp", "private_key"), key, findings.wrong) or not readable:
         return
     if os.stat(key).st_mode & (stat.S_IROTH | stat.S_IWOTH):
         findings.warn(("smtp", "private_key"), f"{key} is open to every user", f"chmod o= {key}")
