@@ -31,7 +31,7 @@ from typing import Final, Literal
 import msgspec
 
 from posthouse.errors import AddressError
-from posthouse.mail.address import normalize_domain, unquote_local_part
+from posthouse.mail.address import MAX_LOCAL_OCTETS, normalize_domain, unquote_local_part
 
 DIGEST_BYTES: Final = 16
 
@@ -275,7 +275,9 @@ class RecipientFile:
         except AddressError:
             self.report(f"not an address or local part: {shown}")
             return None, False
-        if _INVISIBLE.search(content):
+        if len(content.encode()) > MAX_LOCAL_OCTETS:
+            self.report(f"local part over {MAX_LOCAL_OCTETS} octets: {shown}")
+        elif _INVISIBLE.search(content):
             self.report(f"an invisible character in the local part: {shown}")
         elif name != self.domain:
             self.skipped += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -105,7 +104,7 @@ def _read(
     try:
         # Not to be kept waiting by a named pipe that nobody writes to.
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with FileIO(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 reading.report("not a regular file", line=0)
@@ -113,8 +112,10 @@ def _read(
                 reading.report(f"larger than {MAX_FILE_BYTES >> 30} GiB", line=0)
             elif refuse_empty and not status.st_size:
                 reading.report("empty (0 octets), perhaps just being written", line=0)
-            elif not builder.add_all(reading.read_lines(_split(file)), MAX_RECIPIENTS):
+            elif not builder.add_all(reading.read_lines(_split(descriptor)), MAX_RECIPIENTS):
                 reading.report(f"more than {MAX_RECIPIENTS:,} recipients", line=0)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ConfigError([f"{source}: {error.strerror or error}"]) from error
     if reading.mistake_count:
@@ -122,13 +123,13 @@ def _read(
     return reading, _fingerprint(status)
 
 
-def _split(file: FileIO) -> Iterator[str]:
+def _split(descriptor: int) -> Iterator[str]:
     """The lines of a file without their LF; octets that are not UTF-8 become lone surrogates.
 
     Of a line that does not end, only as much is kept as shows that it is too long.
     """
     tail = b""
-    while chunk := file.read(_READ_BYTES):
+    while chunk := os.read(descriptor, _READ_BYTES):
         head, line_feed, rest = chunk.rpartition(b"\n")
         if line_feed:
             yield from (tail + head).decode("utf-8", "surrogateescape").split("\n")

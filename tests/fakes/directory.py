@@ -1,0 +1,51 @@
+"""A recipient directory as a plain set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from posthouse.domain.recipients import Fold, fold_both
+from posthouse.ports import Finding
+
+
+class SetDirectory:
+    """Knows what it was given. unknown: behaves like a domain whose list is not loaded."""
+
+    def __init__(
+        self,
+        contents: Iterable[str] = (),
+        *,
+        catch_all: bool = False,
+        unknown: bool = False,
+        how: Fold | None = None,
+    ) -> None:
+        self._how = how or Fold()
+        self._texts = {fold_both(content, self._how)[0] for content in contents} - {""}
+        self._otherwise = Finding.CATCH_ALL if catch_all else Finding.ABSENT
+        self._unknown = unknown
+
+    def find(self, local_part: str) -> Finding:
+        if self._unknown:
+            return Finding.UNKNOWN
+        if self._texts.isdisjoint(fold_both(local_part, self._how)):
+            return self._otherwise
+        return Finding.VOUCHED
+
+    def describe(self) -> Mapping[str, str | int | bool]:
+        return {
+            "source": "a set",
+            "entries": len(self._texts),
+            "loaded_at": "2026-01-01T00:00:00Z",
+            "problem": "",
+        }
+
+
+class SetDirectories:
+    """Directories of several domains; a domain that is not among them is UNKNOWN."""
+
+    def __init__(self, directories: Mapping[str, SetDirectory]) -> None:
+        self._directories = dict(directories)
+
+    def find(self, domain: str, local_part: str) -> Finding:
+        directory = self._directories.get(domain)
+        return Finding.UNKNOWN if directory is None else directory.find(local_part)
