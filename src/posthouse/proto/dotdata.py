@@ -18,10 +18,6 @@ _END = b"\r\n.\r\n"
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
-class ContentDefect(Exception):
-    """The content holds a bare CR or a bare LF and must not be passed on."""
-
-
 def has_bare_newline(data: bytes) -> bool:
     """True when a CR or LF stands alone. `data` must not begin or end inside a pair."""
     pairs = data.count(b"\r\n")

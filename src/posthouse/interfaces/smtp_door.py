@@ -1,0 +1,608 @@
+"""The SMTP door: one asyncio protocol a client, one doorkeeper a worker.
+
+Moves octets between a socket, an optional TLS channel and the automaton, and
+asks Reception for every decision. Promises: replies go out in the order of
+the commands, all that are due in one write; nothing is read from a client
+that does not read its replies, or while the disk is behind; every session is
+bounded in idle and total time, every client network in connections.
+
+Fails small: an unexpected error ends the one session with 421.
+
+Spec: RFC 5321 §4.5.3.2 (time-outs), §3.8 (421), RFC 3207, RFC 2920.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+
+from posthouse import observe
+from posthouse.errors import PosthouseError, TlsFailed
+from posthouse.mail.envelope import Client, Envelope, Recipient
+from posthouse.mail.reply import Reply
+from posthouse.ports import Resolver, TlsChannel, TlsServer
+from posthouse.proto import server_replies
+from posthouse.proto.server_events import (
+    Abort,
+    Closing,
+    Content,
+    ContentEnd,
+    DataRequest,
+    Event,
+    Mail,
+    Rcpt,
+    ServerLimits,
+    StartTls,
+)
+from posthouse.proto.smtp_server import ServerSession
+from posthouse.services.reception import NO_STORAGE_AFTER, Letter, Reception, make_recipient
+
+# Commands looked at before other sessions get their turn: 200 RCPT are about a millisecond.
+_EVENTS_A_TURN = 200
+# Octets a client may send ahead while it waits for an answer of ours.
+_READ_AHEAD_BYTES = 1 << 18
+_SWEEP_SECONDS = 1.0
+_TLS_HANDSHAKE_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DoorSettings:
+    """Limits of one worker's door. Times in seconds, the rest counts.
+
+    max_connections_per_client counts a client network: IPv4 /24, IPv6 /64
+    (a home or a host gets at least a /64; precedent: postscreen, rspamd).
+    """
+
+    limits: ServerLimits
+    max_connections: int = 2000
+    max_connections_per_client: int = 100
+    idle_timeout: float = 300.0
+    total_timeout: float = 3600.0
+    reverse_dns: bool = True
+    reverse_dns_timeout: float = 5.0
+
+
+class Doorkeeper:
+    """Knows every session of this worker: limits, time-outs, the way out."""
+
+    def __init__(
+        self,
+        settings: DoorSettings,
+        *,
+        reception: Reception,
+        resolver: Resolver | None,
+        tls: TlsServer | None,
+    ) -> None:
+        self.settings = settings
+        self.reception = reception
+        self.resolver = resolver if settings.reverse_dns else None
+        self.tls = tls
+        self.sessions: set[SmtpDoor] = set()
+        self._networks: dict[str, int] = {}
+        self._leaving = False
+        self._empty = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def make_session(self) -> SmtpDoor:
+        """The protocol factory for loop.create_server."""
+        return SmtpDoor(self)
+
+    def start(self) -> None:
+        """Begin to watch the clock."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    def reload(self, settings: DoorSettings, *, resolver: Resolver | None) -> None:
+        """Put new limits in force for sessions to come; running ones keep theirs."""
+        self.settings = settings
+        self.resolver = resolver if settings.reverse_dns else None
+
+    async def leave(self, grace_seconds: float) -> None:
+        """Let running sessions finish their message, 421 to the rest; all gone at the end."""
+        self._leaving = True
+        for session in tuple(self.sessions):
+            session.wind_up()
+        if self.sessions:
+            try:
+                await asyncio.wait_for(self._empty.wait(), grace_seconds)
+            except TimeoutError:
+                for session in tuple(self.sessions):
+                    session.cut("server shutting down")
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    @property
+    def leaving(self) -> bool:
+        """True once the worker is shutting down."""
+        return self._leaving
+
+    def admit(self, session: SmtpDoor, address: str) -> Reply | None:
+        """Count a session in, or say why not (421)."""
+        host = self.settings.limits.hostname
+        if self._leaving:
+            return Reply(421, "4.3.2", f"{host} Service shutting down, try again later")
+        if len(self.sessions) >= self.settings.max_connections:
+            return Reply(421, "4.7.0", f"{host} Error: too many connections, try again later")
+        network = client_network(address)
+        count = self._networks.get(network, 0)
+        if count >= self.settings.max_connections_per_client:
+            return Reply(421, "4.7.0", f"{host} Error: too many connections from {address}")
+        self._networks[network] = count + 1
+        self.sessions.add(session)
+        return None
+
+    def forget(self, session: SmtpDoor, address: str) -> None:
+        """Count a session out."""
+        if session not in self.sessions:
+            return
+        self.sessions.discard(session)
+        network = client_network(address)
+        count = self._networks.get(network, 0) - 1
+        if count > 0:
+            self._networks[network] = count
+        else:
+            self._networks.pop(network, None)
+        if self._leaving and not self.sessions:
+            self._empty.set()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = loop.time()
+            for session in tuple(self.sessions):
+                session.check_time(now)
+
+
+def client_network(address: str) -> str:
+    """The network a connection limit counts: IPv4 /24, IPv6 /64, an IPv4-mapped one as IPv4."""
+    if ":" not in address:
+        return address.rpartition(".")[0]
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped).rpartition(".")[0]
+    return parsed.exploded[:19]
+
+
+class SmtpDoor(asyncio.Protocol):
+    """One client."""
+
+    __slots__ = (
+        "_address", "_began", "_busy", "_channel", "_closing", "_keeper", "_last", "_letter",
+        "_messages", "_name", "_name_task", "_port", "_recipients", "_session", "_stalled",
+        "_transport", "_turn", "_unread", "_writing_paused",
+    )  # fmt: skip
+
+    def __init__(self, keeper: Doorkeeper) -> None:
+        self._keeper = keeper
+        self._session = ServerSession(keeper.settings.limits)
+        self._transport: asyncio.Transport | None = None
+        self._channel: TlsChannel | None = None
+        self._letter: Letter | None = None
+        self._recipients: list[Recipient] = []
+        self._name = "unknown"
+        self._name_task: asyncio.Task[None] | None = None
+        self._address = ""
+        self._port = 0
+        self._began = self._last = 0.0
+        self._messages = 0
+        self._busy = False  # an answer of ours is under way: nothing is pulled
+        self._stalled = False  # reading is paused
+        self._writing_paused = False
+        self._unread = False
+        self._closing = False
+        self._turn: asyncio.Handle | None = None
+
+    # ------------------------------------------------------------------ asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet, or turn away."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        if not peer:  # gone before we looked
+            self._closing = True
+            transport.abort()
+            return
+        self._address, self._port = plain_address(peer[0]), peer[1]
+        refusal = self._keeper.admit(self, self._address)
+        if refusal is not None:
+            observe.connection_refused(self._address, str(refusal))
+            self._closing = True
+            transport.write(refusal.encode())
+            transport.close()
+            return
+        self._began = self._last = asyncio.get_running_loop().time()
+        if self._keeper.resolver is not None:
+            self._name_task = asyncio.get_running_loop().create_task(
+                self._find_name(self._keeper.resolver)
+            )
+        else:
+            observe.client_connected(self._name, self._address, self._port)
+        self._session.greet()
+        transport.write(self._session.take_output())
+
+    def data_received(self, data: bytes) -> None:
+        """Take octets from the socket."""
+        if self._closing:
+            return
+        self._last = asyncio.get_running_loop().time()
+        channel = self._channel
+        if channel is not None:
+            plain = self._decrypt(channel, data)
+            if not plain:
+                return
+            data = plain
+        self._session.receive(data)
+        if self._busy or self._writing_paused or self._turn is not None:
+            if self._session.buffered_bytes > _READ_AHEAD_BYTES:
+                self._stall()
+            return
+        self._pump()
+
+    def eof_received(self) -> bool:
+        """A half-closed client still gets the replies that are due (e.g. `nc -q`)."""
+        if not self._busy and self._turn is None:
+            return False
+        self._unread = True  # close when the answers have been given
+        return True
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Drop what was not committed."""
+        session = self._session
+        if self._turn is not None:
+            self._turn.cancel()
+        if self._name_task is not None:
+            self._name_task.cancel()
+        if self._letter is not None and not self._busy:
+            self._letter.discard()
+            self._letter = None
+        if not self._closing:
+            observe.session_cut(self._name, self._address, session.last_command, "lost connection")
+        self._closing = True
+        if self._began:
+            observe.client_gone(
+                self._name, self._address, commands=session.commands, messages=self._messages
+            )
+        self._keeper.forget(self, self._address)
+
+    def pause_writing(self) -> None:
+        """The client does not read its replies: read no more commands."""
+        self._writing_paused = True
+        self._stall()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._writing_paused = False
+        if not self._busy:
+            self._pump()
+
+    # ------------------------------------------------------------------ time and end
+
+    def check_time(self, now: float) -> None:
+        """End an idle or endless session (421); an answer of ours under way is waited for."""
+        if self._closing or self._busy:
+            return
+        settings = self._keeper.settings
+        channel = self._channel
+        if channel is not None and not channel.established:
+            if now - self._last > _TLS_HANDSHAKE_SECONDS:
+                self.cut("timeout")
+        elif now - self._last > settings.idle_timeout:
+            self.cut("timeout")
+            return
+        # A message under way may finish, but not for ever.
+        total = settings.total_timeout * (2 if self._session.in_transaction else 1)
+        if now - self._began > total:
+            self.cut("session time limit")
+
+    def wind_up(self) -> None:
+        """The worker is leaving: end now unless a message is on its way."""
+        if not self._session.in_transaction and not self._busy:
+            self.cut("server shutting down")
+
+    def cut(self, why: str) -> None:
+        """Say 421 and close."""
+        if self._closing:
+            return
+        host = self._keeper.settings.limits.hostname
+        code = "4.3.2" if why.startswith("server") else "4.4.2"
+        self._session.close_with(Reply(421, code, f"{host} Error: {why}"), why)
+        observe.session_cut(self._name, self._address, self._session.last_command, why)
+        self._send_due()
+        self._close()
+
+    def _close(self) -> None:
+        self._closing = True
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._channel is not None:
+            goodbye = self._channel.close()
+            if goodbye:
+                transport.write(goodbye)
+        transport.close()
+
+    # ------------------------------------------------------------------ the pump
+
+    def _pump(self) -> None:
+        """Handle events until octets or an answer are missing; then send all that is due."""
+        self._turn = None
+        session = self._session
+        try:
+            for _ in range(_EVENTS_A_TURN):
+                event = session.next_event()
+                if event is None:
+                    break
+                self._handle(event)
+                if self._busy or self._closing:
+                    break
+            else:
+                self._turn = asyncio.get_running_loop().call_soon(self._pump)
+        except PosthouseError as error:
+            self._fail(error)
+        except Exception as error:  # a door session is one of the three places (HOUSE.md)
+            self._fail(error)
+        self._send_due()
+        if self._closing:
+            return
+        if self._busy or self._writing_paused or self._turn is not None:
+            if session.buffered_bytes > _READ_AHEAD_BYTES:
+                self._stall()
+        elif self._stalled:
+            self._stalled = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+        if self._busy or self._turn is not None:
+            return
+        if self._unread:
+            self._close()
+        elif self._keeper.leaving and not session.in_transaction:
+            self.cut("server shutting down")
+
+    def _fail(self, error: Exception) -> None:
+        observe.trouble("smtpd", f"session of {self._address} failed", error)
+        if self._letter is not None:
+            self._letter.discard()
+            self._letter = None
+        self.cut("local error in processing")
+
+    def _stall(self) -> None:
+        if not self._stalled and self._transport is not None and not self._transport.is_closing():
+            self._stalled = True
+            self._transport.pause_reading()
+
+    def _send_due(self) -> None:
+        out = self._session.take_output()
+        transport = self._transport
+        if not out or transport is None or transport.is_closing():
+            return
+        channel = self._channel
+        transport.write(out if channel is None else channel.wrap(out))
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Content):
+            letter = self._letter
+            if letter is not None and not letter.write(event.data):
+                self._wait_for_disk(letter)
+        elif isinstance(event, Rcpt):
+            self._on_rcpt(event)
+        elif isinstance(event, Mail):
+            self._on_mail()
+        elif isinstance(event, DataRequest):
+            self._on_data()
+        elif isinstance(event, ContentEnd):
+            self._on_end(event)
+        elif isinstance(event, Abort):
+            self._drop_letter()
+            self._recipients = []
+        elif isinstance(event, StartTls):
+            self._on_starttls()
+        elif isinstance(event, Closing):
+            self._on_closing(event)
+
+    # ------------------------------------------------------------------ events
+
+    def _protocol(self) -> str:
+        """The `with` keyword (RFC 3848, RFC 6531 §4.3)."""
+        session = self._session
+        if not session.esmtp:
+            return "SMTP"
+        name = "UTF8SMTP" if session.smtputf8 else "ESMTP"
+        return name + "S" if session.tls else name
+
+    def _sender_text(self) -> str:
+        sender = self._session.sender
+        return "" if sender is None else sender.spelled
+
+    def _on_mail(self) -> None:
+        if self._name_task is not None and not self._name_task.done():
+            self._wait_for_name()
+            return
+        refusal = self._keeper.reception.judge_mail()
+        if refusal is not None:
+            self._log_refusal("MAIL", refusal)
+        self._recipients = []
+        self._session.answer(refusal if refusal is not None else server_replies.SENDER_OK)
+
+    def _on_rcpt(self, event: Rcpt) -> None:
+        mailbox = event.recipient
+        verdict = self._keeper.reception.judge_recipient(mailbox)
+        reply = verdict.reply
+        if reply.code < 400:
+            self._recipients.append(
+                make_recipient(mailbox, verdict.domain, event.params.notify, event.params.orcpt)
+            )
+            self._session.answer(server_replies.RECIPIENT_OK)
+            return
+        observe.recipient_refused(
+            self._name,
+            self._address,
+            str(reply),
+            mailbox.spelled,
+            self._sender_text(),
+            self._protocol(),
+            self._session.helo,
+        )
+        self._session.answer(reply)
+
+    def _on_data(self) -> None:
+        session = self._session
+        params = session.params
+        opened = self._keeper.reception.open_letter(
+            Envelope(
+                sender=self._sender_text(),
+                recipients=tuple(self._recipients),
+                body=params.body,
+                smtputf8=params.smtputf8,
+                ret=params.ret,
+                envid=params.envid,
+            ),
+            Client(
+                address=self._address,
+                port=self._port,
+                name=self._name,
+                helo=session.helo,
+                protocol=self._protocol(),
+                tls=session.tls,
+            ),
+        )
+        if isinstance(opened, Reply):
+            self._log_refusal("DATA", opened)
+            session.answer(opened)
+            return
+        self._letter = opened
+        session.open_data()
+
+    def _on_end(self, event: ContentEnd) -> None:
+        letter = self._letter
+        assert letter is not None
+        refusal = event.defect if event.defect is not None else letter.refusal()
+        if refusal is not None:
+            self._drop_letter()
+            self._log_refusal("END-OF-MESSAGE", refusal)
+            self._session.answer(refusal)
+            return
+        self._busy = True
+        asyncio.ensure_future(letter.commit()).add_done_callback(self._committed)
+
+    def _committed(self, done: asyncio.Future[None]) -> None:
+        """The disk has spoken: only now may the client hear 250."""
+        letter, self._letter = self._letter, None
+        self._busy = False
+        self._recipients = []
+        if letter is None:
+            return
+        error = None if done.cancelled() else done.exception()
+        if error is None and not done.cancelled():
+            self._messages += 1
+            self._session.answer(letter.accepted())
+        else:
+            letter.discard()
+            observe.counters.storage_refusals += 1
+            observe.trouble("smtpd", f"{letter.queue_id}: not stored", error)
+            self._log_refusal("END-OF-MESSAGE", NO_STORAGE_AFTER)
+            self._session.answer(NO_STORAGE_AFTER)
+        self._last = asyncio.get_running_loop().time()
+        if not self._closing:
+            self._pump()
+
+    def _drop_letter(self) -> None:
+        if self._letter is not None:
+            self._letter.discard()
+            self._letter = None
+
+    def _on_closing(self, event: Closing) -> None:
+        self._drop_letter()
+        if event.why != "quit":
+            observe.session_cut(self._name, self._address, self._session.last_command, event.why)
+        self._send_due()
+        self._close()
+
+    def _log_refusal(self, stage: str, reply: Reply) -> None:
+        observe.command_refused(
+            self._name,
+            self._address,
+            stage,
+            str(reply),
+            self._protocol(),
+            self._session.helo,
+            self._sender_text(),
+        )
+
+    # ------------------------------------------------------------------ waiting
+
+    def _wait_for_disk(self, letter: Letter) -> None:
+        self._busy = True
+        self._stall()
+        asyncio.ensure_future(letter.drain()).add_done_callback(self._disk_ready)
+
+    def _disk_ready(self, done: asyncio.Future[None]) -> None:
+        self._busy = False
+        self._last = asyncio.get_running_loop().time()
+        if not done.cancelled() and done.exception() is not None:
+            pass  # `commit` reports it: the client hears 451 after its content
+        if self._closing:
+            self._drop_letter()
+            return
+        self._pump()
+
+    def _wait_for_name(self) -> None:
+        """MAIL waits for the reverse name: logs and trace fields want it."""
+        task = self._name_task
+        assert task is not None
+        self._busy = True
+        task.add_done_callback(self._name_ready)
+
+    def _name_ready(self, _done: asyncio.Task[None]) -> None:
+        self._busy = False
+        if self._closing:
+            return
+        self._on_mail()
+        self._pump()
+
+    async def _find_name(self, resolver: Resolver) -> None:
+        try:
+            name = await asyncio.wait_for(
+                resolver.find_name(self._address), self._keeper.settings.reverse_dns_timeout
+            )
+        except TimeoutError:
+            name = None
+        self._name = name or "unknown"
+        observe.client_connected(self._name, self._address, self._port)
+
+    # ------------------------------------------------------------------ TLS
+
+    def _on_starttls(self) -> None:
+        assert self._keeper.tls is not None
+        self._send_due()  # the 220 goes in clear
+        self._channel = self._keeper.tls.open_channel()
+        self._channel.start()
+
+    def _decrypt(self, channel: TlsChannel, data: bytes) -> bytes:
+        before = channel.established
+        transport = self._transport
+        assert transport is not None
+        try:
+            plain, reply = channel.feed(data)
+        except TlsFailed as error:
+            if error.alert:
+                transport.write(error.alert)
+            observe.session_cut(self._name, self._address, "STARTTLS", f"TLS failed ({error})")
+            self._closing = True
+            self._drop_letter() if not self._busy else None
+            transport.close()
+            return b""
+        if reply:
+            transport.write(reply)
+        if channel.established and not before:
+            self._session.tls_started(channel.describe())
+        if channel.eof and not self._busy:
+            self._close()
+        return plain
+
+
+def plain_address(host: str) -> str:
+    """The peer's address without zone; an IPv4-mapped IPv6 address as IPv4."""
+    host = host.partition("%")[0]
+    return host[7:] if host.startswith("::ffff:") and "." in host else host

@@ -1,0 +1,174 @@
+"""Reception: decides what the door may let in, and makes it durable.
+
+Promises: no message is answered 250 before `Spool.commit` has returned; our
+own trouble is always a 4xx; nobody outside the configured domains is relayed
+for. Fails by refusing: a broken list, a full disk, a missing domain each have
+their reply. Spec: RFC 5321 §3.3, §4.5.1, §6.1, §6.3; RFC 3848 for `with`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from posthouse import observe
+from posthouse.domain import verdict
+from posthouse.errors import StorageError
+from posthouse.mail import trace
+from posthouse.mail.address import Mailbox
+from posthouse.mail.envelope import Client, Envelope, Recipient
+from posthouse.mail.queueid import format_queue_id
+from posthouse.mail.reply import Reply
+from posthouse.ports import Finding, Incoming, Spool
+
+
+class Directories(Protocol):
+    """Who exists in every backed-up domain (ports.RecipientDirectory, one a domain)."""
+
+    def find(self, domain: str, local_part: str) -> Finding: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReceptionSettings:
+    """hostname: our name in trace fields and replies; domains: configured name → when_unknown."""
+
+    hostname: str
+    domains: Mapping[str, verdict.WhenUnknown]
+
+
+NO_STORAGE = Reply(452, "4.3.1", "Insufficient system storage")
+NO_STORAGE_AFTER = Reply(451, "4.3.0", "Message could not be stored, try again later")
+TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is looping")
+
+
+class Letter:
+    """One message on its way from the door to the spool."""
+
+    __slots__ = ("_client", "_envelope", "_incoming", "_scan", "_spool", "queue_id")
+
+    def __init__(
+        self, spool: Spool, incoming: Incoming, envelope: Envelope, client: Client
+    ) -> None:
+        self._spool = spool
+        self._incoming = incoming
+        self._envelope = envelope
+        self._client = client
+        self._scan = trace.HeaderScan()
+        self.queue_id = format_queue_id(incoming.queue_id)
+
+    def write(self, data: bytes) -> bool:
+        """Take content. False: stop reading from the client until `drain` returns."""
+        if not self._scan.done:
+            self._scan.feed(data)
+        return self._incoming.write(data)
+
+    async def drain(self) -> None:
+        """Wait for the disk. Raises StorageError."""
+        await self._incoming.drain()
+
+    def discard(self) -> None:
+        """Forget it; nothing was promised yet."""
+        self._incoming.discard()
+
+    def refusal(self) -> Reply | None:
+        """What is wrong with the whole message, now that it is here."""
+        self._scan.finish()
+        return TOO_MANY_HOPS if self._scan.received >= trace.MAX_RECEIVED else None
+
+    def commit(self) -> Awaitable[None]:
+        """Make it durable; the awaitable raises StorageError when it is not."""
+        return self._spool.commit(self._incoming, envelope=self._envelope, client=self._client)
+
+    def accepted(self) -> Reply:
+        """Log the message and make the 250. Call only after `commit` has succeeded."""
+        observe.message_accepted(
+            self.queue_id,
+            self._client.name,
+            self._client.address,
+            sender=self._envelope.sender,
+            size_bytes=self._incoming.size_bytes,
+            recipients=[recipient.address for recipient in self._envelope.recipients],
+            message_id=self._scan.message_id,
+        )
+        return Reply(250, "2.0.0", f"Ok: queued as {self.queue_id}")
+
+
+class Reception:
+    """The verdicts and the way into the spool, for every session of one worker."""
+
+    def __init__(
+        self,
+        settings: ReceptionSettings,
+        *,
+        spool: Spool,
+        directories: Directories,
+        clock_us: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._directories = directories
+        self._clock_us = clock_us
+        self._date_second = -1
+        self._date = ""
+
+    def reload(self, settings: ReceptionSettings) -> None:
+        """Put new settings in force; sessions under way see them at their next command."""
+        self._settings = settings
+
+    def judge_mail(self) -> Reply | None:
+        """Refuse MAIL when nothing can be stored now; None lets it pass."""
+        if self._spool.intake_problem() is not None:
+            observe.counters.storage_refusals += 1
+            return NO_STORAGE
+        return None
+
+    def judge_recipient(self, mailbox: Mailbox) -> verdict.Verdict:
+        """The verdict at RCPT (see domain/verdict)."""
+        domains = self._settings.domains
+        domain = mailbox.domain
+        postmaster = verdict.is_postmaster(mailbox)
+        if not domain and postmaster:  # bare: the postmaster of the first domain stands for us
+            domain = next(iter(domains), "")
+        if domain not in domains or verdict.carries_route(mailbox):
+            return verdict.Verdict(verdict.relay_denied(mailbox.spelled))
+        if postmaster:
+            return verdict.Verdict(verdict.RECIPIENT_OK, domain)
+        finding = self._directories.find(domain, mailbox.local)
+        if finding is Finding.VOUCHED or finding is Finding.CATCH_ALL:
+            return verdict.Verdict(verdict.RECIPIENT_OK, domain)
+        if finding is Finding.ABSENT:
+            return verdict.Verdict(verdict.user_unknown(mailbox.spelled))
+        return verdict.Verdict(verdict.not_verified(mailbox.spelled))
+
+    def open_letter(self, envelope: Envelope, client: Client) -> Letter | Reply:
+        """Begin a message: the trace field goes in first. A Reply (4xx) when the spool cannot."""
+        try:
+            incoming = self._spool.begin()
+        except StorageError as error:
+            observe.counters.storage_refusals += 1
+            observe.trouble("smtpd", "cannot begin a message", error)
+            return NO_STORAGE
+        recipients = envelope.recipients
+        incoming.write(
+            trace.format_received(
+                client,
+                hostname=self._settings.hostname,
+                queue_id=format_queue_id(incoming.queue_id),
+                recipient=recipients[0].address if len(recipients) == 1 else None,
+                date=self._now(),
+            )
+        )
+        return Letter(self._spool, incoming, envelope, client)
+
+    def _now(self) -> str:
+        second = self._clock_us() // 1_000_000
+        if second != self._date_second:
+            self._date_second, self._date = second, trace.format_date(second)
+        return self._date
+
+
+def make_recipient(mailbox: Mailbox, domain: str, notify: str, orcpt: str) -> Recipient:
+    """The row to store: the client's spelling; a bare postmaster gets its domain."""
+    address = mailbox.spelled if mailbox.domain else f"{mailbox.spelled}@{domain}"
+    return Recipient(address=address, domain=domain, notify=notify, orcpt=orcpt)
