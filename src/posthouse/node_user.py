@@ -10,6 +10,7 @@ import fcntl
 import grp
 import os
 import pwd
+import time
 from pathlib import Path
 
 from posthouse.errors import ConfigError, StorageBusy
@@ -92,17 +93,39 @@ def describe_self() -> str:
 class NodeLock:
     """Held by the one node of a data directory, from start to end; dies with its holders."""
 
-    def __init__(self, data_dir: Path) -> None:
-        """Raises StorageBusy when a node runs there, OSError when the file cannot be made."""
-        self.fd = os.open(
-            data_dir / "run" / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self.fd)
-            raise StorageBusy(f"another node uses {data_dir}") from None
+    def __init__(self, data_dir: Path, *, wait_seconds: float = 0.0) -> None:
+        """Raises StorageBusy when it is taken for so long, OSError when it cannot be made."""
+        self.fd = os.open(_lock_path(data_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(self.fd)
+                    raise StorageBusy(f"another node uses {data_dir}") from None
+            time.sleep(0.05)
 
     def release(self) -> None:
-        """Let others have the directory."""
+        """Let others have the directory (once every process that inherited it did or ended)."""
         os.close(self.fd)
+
+
+def is_locked(data_dir: Path) -> bool:
+    """Tell whether a node (or an operator's command) has the directory. Creates nothing."""
+    try:
+        fd = os.open(_lock_path(data_dir), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _lock_path(data_dir: Path) -> Path:
+    return data_dir / "run" / "node.lock"

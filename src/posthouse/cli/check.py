@@ -1,0 +1,87 @@
+"""`posthouse check`: report every mistake in the configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from posthouse.cli.main import EX_CONFIG, config_option, find_config
+from posthouse.config import load
+from posthouse.config_schema import Config, DomainConfig, format_reference
+from posthouse.errors import ConfigError
+
+
+@click.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
+@click.option("--keys", is_flag=True, help="Show every key there is, with its default, and stop.")
+def check(config_file: Path | None, as_json: bool, keys: bool) -> int:
+    """Read the configuration and the recipient lists; report every mistake.
+
+    Exits 0 when the node would start with them, 78 when not. Changes nothing
+    and needs no running node.
+    """
+    if keys:
+        click.echo("\n".join(format_reference()))
+        return 0
+    config, counts, mistakes = read_all(config_file)
+    warnings = list(config.warnings) if config is not None else []
+    if as_json:
+        document = {
+            "ok": not mistakes,
+            "mistakes": mistakes,
+            "warnings": warnings,
+            "domains": {name: {"recipients": told} for name, told in counts.items()},
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for line in mistakes:
+            click.echo(line, err=True)
+        for line in warnings:
+            click.echo(f"{line} (warning)", err=True)
+        if config is not None and not mistakes:
+            _summarize(config, counts)
+    return EX_CONFIG if mistakes else 0
+
+
+def read_all(config_file: Path | None) -> tuple[Config | None, dict[str, str], list[str]]:
+    """Read the file and every list it names: configuration, sizes by domain, mistakes."""
+    try:
+        config = load(find_config(config_file))
+    except ConfigError as error:
+        return None, {}, error.mistakes
+    counts: dict[str, str] = {}
+    mistakes: list[str] = []
+    for domain in config.domains:
+        try:
+            counts[domain.name] = _count_recipients(domain)
+        except ConfigError as error:
+            mistakes += error.mistakes
+    return config, counts, mistakes
+
+
+def _count_recipients(domain: DomainConfig) -> str:
+    if domain.recipients is None:
+        return "no list"
+    from posthouse.storage.recipient_lists import check_recipients
+
+    reading = check_recipients(domain.name, str(domain.recipients))
+    told = f"{reading.entries:,} recipients"
+    if reading.catch_all:
+        told += ", catch-all"
+    if reading.skipped:
+        told += f", {reading.skipped:,} lines for other domains"
+    return told
+
+
+def _summarize(config: Config, counts: dict[str, str]) -> None:
+    listen = ", ".join(map(str, config.smtp.listen))
+    tls = "STARTTLS" if config.smtp.certificate is not None else "no STARTTLS (no certificate)"
+    click.echo(f"{config.file} is fine.")
+    click.echo(f"{config.hostname} listens on {listen}, {tls}; keeps mail in {config.data_dir}")
+    width = max(len(domain.name) for domain in config.domains)
+    for domain in config.domains:
+        hops = ", ".join(map(str, domain.next_hop)) or "MX in DNS"
+        click.echo(f"  {domain.name:<{width}}  to {hops}; {counts.get(domain.name, '')}")

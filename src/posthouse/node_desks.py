@@ -1,0 +1,120 @@
+"""How the operator's commands reach a node's control desks, running or not.
+
+A running node answers at `data_dir/run/worker-<i>.sock`. Without one a child
+process opens every shard, as the user who owns them, and answers over a socket
+pair; a node that starts meanwhile waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NoReturn
+
+from posthouse.config_schema import Config
+from posthouse.errors import PosthouseError, StorageError
+from posthouse.interfaces.control_wire import Failure, encode_line
+from posthouse.node_user import NodeLock, become, is_locked, owner_of
+
+# A worker that was just restarted is back within this time.
+CONNECT_SECONDS: Final = 10.0
+
+
+class NodeUnreachable(PosthouseError):  # noqa: N818 - reads as what it says
+    """No desk answers."""
+
+
+@contextlib.contextmanager
+def connect_desks(config: Config) -> Iterator[tuple[list[socket.socket], bool]]:
+    """Connections to all desks, by worker, and whether a running node answers.
+
+    Raises NodeUnreachable, StorageError, PermissionError.
+    """
+    if not config.data_dir.is_dir():
+        raise NodeUnreachable(f"{config.data_dir} does not exist: no node has run here yet")
+    os.listdir(config.data_dir)  # a plain PermissionError now instead of a riddle later
+    if is_locked(config.data_dir):
+        yield _connect_workers(config.data_dir / "run"), True
+        return
+    connection, pid = _fork_desk(config)
+    try:
+        yield [connection], False
+    finally:
+        connection.close()
+        os.waitpid(pid, 0)
+
+
+def _connect_workers(run: Path) -> list[socket.socket]:
+    deadline = time.monotonic() + CONNECT_SECONDS
+    connections: list[socket.socket] = []
+    while True:
+        try:
+            workers = int(json.loads((run / "node.json").read_bytes())["workers"])
+            while len(connections) < workers:
+                connections.append(_connect(run, f"worker-{len(connections)}.sock"))
+            return connections
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            if time.monotonic() > deadline:
+                raise NodeUnreachable(
+                    f"worker {len(connections)} does not answer; see the node's log"
+                ) from error
+            time.sleep(0.1)
+
+
+def _connect(directory: Path, name: str) -> socket.socket:
+    """Connect through /proc: a socket address holds 107 octets, which is little for a path."""
+    holder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(f"/proc/self/fd/{holder}/{name}")
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(holder)
+    return connection
+
+
+def _fork_desk(config: Config) -> tuple[socket.socket, int]:
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _run_desk(config, theirs)
+    theirs.close()
+    return ours, pid
+
+
+def _run_desk(config: Config, connection: socket.socket) -> NoReturn:
+    """In the child: serve until the other end is closed. Never returns."""
+    code = 1
+    try:
+        # Ctrl-C is for the command; we end, in good order, when it closes its end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        owner = owner_of(config.data_dir)
+        if owner is not None and os.geteuid() == 0:
+            become(owner)
+        NodeLock(config.data_dir)
+        from posthouse.node_worker import serve_desk
+
+        asyncio.run(serve_desk(config, connection))
+        code = 0
+    except StorageError as error:
+        _send_failure(connection, "storage", error.detail)
+    except BaseException as error:
+        _send_failure(connection, "internal", f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(code)
+
+
+def _send_failure(connection: socket.socket, kind: str, text: str) -> None:
+    with contextlib.suppress(OSError):
+        connection.setblocking(True)
+        connection.sendall(encode_line(Failure(kind, text)))
