@@ -208,6 +208,7 @@ def _resolve_paths(
         (top, "data_dir"),
         (sections["smtp"], "certificate"),
         (sections["smtp"], "private_key"),
+        (sections["relay"], "ca_file"),
         *((domain, "recipients") for domain in domains),
     ):
         if holder[name] is not None:

@@ -61,6 +61,8 @@ def check_whole(
     _check_domains(domains, findings)
     _check_next_hops(top, sections["relay"], domains, findings)
     _check_certificate(sections["smtp"], findings)
+    if sections["relay"]["ca_file"] is not None:
+        _check_readable(("relay", "ca_file"), sections["relay"]["ca_file"], findings.wrong)
     names = {domain["name"] for domain in domains if domain["name"]}
     if top["contact"] is not None:
         at = top["contact"].rpartition("@")[2]

@@ -74,6 +74,7 @@ class RelayConfig:
     retry: tuple[timedelta, ...]
     concurrency: int
     tls: str
+    ca_file: Path | None
     own_names: tuple[str, ...]
     own_addresses: tuple[str, ...]
     connect_timeout: timedelta
@@ -291,7 +292,10 @@ _RELAY = (
         "30 minutes at least, but a backup knows its primary; Postfix: 5m to 1h6m.",
     ),
     _key(
-        "concurrency", read_count(1, 1000), 20, "Sessions to a next hop, per worker. Postfix: 20."
+        "concurrency",
+        read_count(1, 1000),
+        20,
+        "Sessions to one next hop, shared by the workers (at least one each). Postfix: 20.",
     ),
     _key(
         "tls",
@@ -299,6 +303,12 @@ _RELAY = (
         "opportunistic",
         "STARTTLS towards the next hop: never; when offered; always; always with a certificate "
         "that is valid for its name.",
+    ),
+    _key(
+        "ca_file",
+        read_path,
+        NONE,
+        'PEM file of the authorities for tls = "verified"; none: those of the system.',
     ),
     _key(
         "own_names",
@@ -327,8 +337,8 @@ _RELAY = (
     ),
     _key(
         "idle_timeout",
-        read_duration("0s", "10m"),
-        "5s",
+        read_duration("100ms", "10m"),
+        "2s",
         "How long an idle session to a next hop is kept for the next message. Postfix: 2s.",
     ),
     _key("mx_port", read_count(1, 65535), 25, "The port of hosts found by MX records."),
