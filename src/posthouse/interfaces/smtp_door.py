@@ -31,6 +31,7 @@ from posthouse.proto.server_events import (
     DataRequest,
     Event,
     Mail,
+    Pause,
     Rcpt,
     ServerLimits,
     StartTls,
@@ -334,11 +335,14 @@ class SmtpDoor(asyncio.Protocol):
                 event = session.next_event()
                 if event is None:
                     break
+                if isinstance(event, Pause):
+                    self._next_turn()
+                    break
                 self._handle(event)
                 if self._busy or self._closing:
                     break
             else:
-                self._turn = asyncio.get_running_loop().call_soon(self._pump)
+                self._next_turn()
         except PosthouseError as error:
             self._fail(error)
         except Exception as error:  # a door session is one of the three places (HOUSE.md)
@@ -359,6 +363,11 @@ class SmtpDoor(asyncio.Protocol):
             self._close()
         elif self._keeper.leaving and not session.in_transaction:
             self.cut("server shutting down")
+
+    def _next_turn(self) -> None:
+        """Go on after the others; a client that does not read waits for `resume_writing`."""
+        if not self._writing_paused:
+            self._turn = asyncio.get_running_loop().call_soon(self._pump)
 
     def _fail(self, error: Exception) -> None:
         observe.trouble("smtpd", f"session of {self._address} failed", error)

@@ -72,4 +72,8 @@ class Closing(msgspec.Struct, frozen=True):
     why: str
 
 
-Event = Mail | Rcpt | DataRequest | Content | ContentEnd | Abort | StartTls | Closing
+class Pause(msgspec.Struct, frozen=True):
+    """Many commands were answered without an event: let others have a turn. Wants nothing."""
+
+
+Event = Mail | Rcpt | DataRequest | Content | ContentEnd | Abort | StartTls | Closing | Pause

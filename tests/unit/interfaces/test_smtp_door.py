@@ -1,0 +1,376 @@
+"""The SMTP door on real sockets: limits, time-outs, TLS, trouble with the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from fakes.memory_spool import MemorySpool
+from fakes.resolver import FakeResolver
+from fakes.server_owner import make_reception
+from posthouse.errors import StorageBroken, StorageFull
+from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings, client_network, plain_address
+from posthouse.mail.envelope import Client, Envelope
+from posthouse.ports import Incoming, Selection, TlsServer
+from posthouse.proto.server_events import ServerLimits
+from posthouse.transports.tls import TlsServer as RealTlsServer
+
+LIMITS = ServerLimits(hostname="mx2.example.net")
+
+
+@contextlib.asynccontextmanager
+async def open_door(
+    spool: MemorySpool,
+    *,
+    limits: ServerLimits = LIMITS,
+    tls: TlsServer | None = None,
+    resolver: FakeResolver | None = None,
+    **settings: float,
+) -> AsyncIterator[tuple[Doorkeeper, int]]:
+    keeper = Doorkeeper(
+        DoorSettings(limits=limits, reverse_dns=resolver is not None, **settings),  # type: ignore[arg-type]
+        reception=make_reception(spool),
+        resolver=resolver,
+        tls=tls,
+    )
+    keeper.start()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(keeper.make_session, "127.0.0.1", 0)
+    try:
+        yield keeper, server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await keeper.leave(0)
+        await server.wait_closed()
+
+
+class Talker:
+    """A client that says lines and reads whole replies."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def hear(self) -> str:
+        lines = []
+        while True:
+            line = (await self.reader.readline()).decode()
+            lines.append(line)
+            if line[3:4] != "-":
+                return "".join(lines)
+
+    async def say(self, text: str | bytes) -> str:
+        self.writer.write(text if isinstance(text, bytes) else text.encode() + b"\r\n")
+        return await self.hear()
+
+    async def to_content(self) -> None:
+        assert (await self.say("EHLO c")).startswith("250")
+        assert (await self.say("MAIL FROM:<a@b.example>")).startswith("250")
+        assert (await self.say("RCPT TO:<alice@example.com>")).startswith("250")
+        assert (await self.say("DATA")).startswith("354")
+
+
+@contextlib.asynccontextmanager
+async def talk(port: int) -> AsyncIterator[Talker]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Talker(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something is so (the test's time-out bounds it)."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def stored(spool: MemorySpool) -> int:
+    return len(await spool.list_messages(Selection(), after=None, limit=1000))
+
+
+async def test_connection_limits() -> None:
+    """One session too many, in all or from one network, hears 421 and the others go on."""
+    async with (
+        open_door(MemorySpool(), max_connections=5, max_connections_per_client=1) as (_, port),
+        talk(port) as first,
+    ):
+        assert (await first.hear()).startswith("220 ")
+        async with talk(port) as second:
+            assert (await second.hear()).startswith("421 4.7.0 ")
+            assert await second.reader.read() == b""
+        assert (await first.say("QUIT")).startswith("221")
+    async with open_door(MemorySpool(), max_connections=0) as (_, port), talk(port) as client:
+        assert "too many connections" in await client.hear()
+
+
+async def test_a_place_is_given_back() -> None:
+    """A session that ended makes room for the next one."""
+    async with open_door(MemorySpool(), max_connections=1) as (keeper, port):
+        for _ in range(3):
+            async with talk(port) as client:
+                assert (await client.hear()).startswith("220 ")
+            await until(lambda: not keeper.sessions)
+
+
+async def test_idle_and_total_time() -> None:
+    """An idle session and one that lasts too long end with 421."""
+    async with open_door(MemorySpool(), idle_timeout=0.0) as (_, port), talk(port) as client:
+        await client.hear()
+        assert (await client.hear()).startswith("421 4.4.2 ")
+    async with open_door(MemorySpool(), total_timeout=0.0) as (_, port), talk(port) as client:
+        await client.hear()
+        assert "time limit" in await client.hear()
+
+
+async def test_no_room_is_said_at_mail_and_passes() -> None:
+    """A full disk is 452 before DATA, and intake comes back by itself."""
+    spool = MemorySpool()
+    async with open_door(spool) as (_, port), talk(port) as client:
+        await client.hear()
+        await client.say("EHLO c")
+        spool.trouble = StorageFull("no space left")
+        assert await client.say("MAIL FROM:<a@b.example>") == (
+            "452 4.3.1 Insufficient system storage\r\n"
+        )
+        spool.trouble = None
+        assert (await client.say("MAIL FROM:<a@b.example>")).startswith("250")
+
+
+async def test_failing_disk_after_data_is_temporary() -> None:
+    """When the commit fails the client hears 451, never 250 and never 5xx; the session goes on."""
+    spool = MemorySpool()
+    async with open_door(spool) as (_, port), talk(port) as client:
+        await client.hear()
+        await client.to_content()
+        spool.trouble = StorageBroken("fsync failed")
+        assert await client.say(b"x\r\n.\r\n") == (
+            "451 4.3.0 Message could not be stored, try again later\r\n"
+        )
+        spool.trouble = None
+        assert await stored(spool) == 0
+        assert (await client.say("MAIL FROM:<a@b.example>")).startswith("250")
+        await client.say("RCPT TO:<alice@example.com>")
+        spool.trouble = StorageBroken("cannot open")
+        assert (await client.say("DATA")).startswith("452 4.3.1")
+        assert (await client.say(b"BDAT 3 LAST\r\n" + b"x\r\n")).startswith("503")
+
+
+class SlowSpool(MemorySpool):
+    """Commits only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    def commit(self, incoming: Incoming, *, envelope: Envelope, client: Client) -> Awaitable[None]:
+        async def later() -> None:
+            await self.go.wait()
+            await super(SlowSpool, self).commit(incoming, envelope=envelope, client=client)
+
+        return later()
+
+
+async def test_no_250_before_the_commit() -> None:
+    """The final reply waits for the disk, and so does everything pipelined behind it."""
+    spool = SlowSpool()
+    async with open_door(spool) as (keeper, port), talk(port) as client:
+        await client.hear()
+        await client.to_content()
+        client.writer.write(b"x\r\n.\r\nNOOP\r\nQUIT\r\n")
+        session = next(iter(keeper.sessions))
+        await until(lambda: session._busy)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.read(1), 0.05)
+        spool.go.set()
+        assert (await client.hear()).startswith("250 2.0.0 Ok: queued as ")
+        assert (await client.hear()).startswith("250 2.0.0 Ok")
+        assert (await client.hear()).startswith("221")
+
+
+async def test_half_closed_client_hears_the_end() -> None:
+    """A client that shuts its sending side still gets the reply to its message."""
+    spool = SlowSpool()
+    async with open_door(spool) as (keeper, port), talk(port) as client:
+        await client.hear()
+        await client.to_content()
+        client.writer.write(b"x\r\n.\r\n")
+        client.writer.write_eof()
+        session = next(iter(keeper.sessions))
+        await until(lambda: session._unread)
+        spool.go.set()
+        assert b"250 2.0.0 Ok: queued as" in await client.reader.read()
+
+
+async def test_vanished_client_leaves_nothing() -> None:
+    """A client that goes away inside its message leaves no message and no session."""
+    spool = MemorySpool()
+    async with open_door(spool) as (keeper, port):
+        async with talk(port) as client:
+            await client.hear()
+            await client.to_content()
+            client.writer.write(b"half a message\r\n")
+            await client.writer.drain()
+        await until(lambda: not keeper.sessions)
+        assert await stored(spool) == 0
+
+
+async def test_client_that_does_not_read_is_not_read() -> None:
+    """Replies do not pile up for a client that sends and never reads."""
+    limits = ServerLimits(hostname="mx2.example.net", max_idle_commands=10**9)
+    async with open_door(MemorySpool(), limits=limits) as (keeper, port), talk(port) as client:
+        await client.hear()
+        session = next(iter(keeper.sessions))
+
+        async def flood() -> None:
+            while True:
+                client.writer.write(b"HELP\r\n" * 20000)
+                await client.writer.drain()
+
+        task = asyncio.create_task(flood())
+        await until(lambda: session._writing_paused and session._stalled)
+        transport = session._transport
+        assert transport is not None
+        size = transport.get_write_buffer_size()
+        assert size < 1 << 20
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        client.writer.transport.abort()
+
+
+async def test_many_pipelined_commands_let_others_in() -> None:
+    """A long pipelined group is answered whole, in order, in turns."""
+    limits = ServerLimits(hostname="mx2.example.net", max_idle_commands=10**9)
+    async with open_door(MemorySpool(), limits=limits) as (_, port), talk(port) as client:
+        await client.hear()
+        client.writer.write(b"NOOP\r\n" * 5000 + b"QUIT\r\n")
+        data = await client.reader.read(-1)
+        assert data.count(b"250 2.0.0 Ok\r\n") == 5000
+        assert data.endswith(b"221 2.0.0 Bye\r\n")
+
+
+async def test_leaving_waits_for_messages() -> None:
+    """At the end idle sessions hear 421 at once; one inside a message may finish it first."""
+    spool = MemorySpool()
+    async with open_door(spool) as (keeper, port), talk(port) as idle, talk(port) as busy:
+        await idle.hear()
+        await busy.hear()
+        await busy.to_content()
+        leaving = asyncio.create_task(keeper.leave(10))
+        assert (await idle.hear()).startswith("421 4.3.2 ")
+        assert (await busy.say(b"x\r\n.\r\n")).startswith("250 2.0.0 Ok: queued")
+        assert (await busy.hear()).startswith("421 4.3.2 ")
+        await leaving
+        async with talk(port) as late:
+            assert (await late.hear()).startswith("421 4.3.2 ")
+    assert await stored(spool) == 1
+
+
+@pytest.fixture(name="tls")
+def make_tls(tmp_path: Path) -> tuple[RealTlsServer, ssl.SSLContext]:
+    authority = trustme.CA()
+    issued = authority.issue_cert("mx2.example.net")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return RealTlsServer(chain, key), context
+
+
+async def test_starttls(tls: tuple[RealTlsServer, ssl.SSLContext]) -> None:
+    """STARTTLS is offered once, forgets what was said in clear, and carries mail as ESMTPS."""
+    server, context = tls
+    limits = ServerLimits(hostname="mx2.example.net", offer_starttls=True)
+    spool = MemorySpool()
+    async with open_door(spool, limits=limits, tls=server) as (_, port), talk(port) as client:
+        await client.hear()
+        assert "250-STARTTLS\r\n" in await client.say("EHLO c")
+        await client.say("MAIL FROM:<a@b.example>")
+        assert (await client.say("STARTTLS")).startswith("503")
+        await client.say("RSET")
+        assert (await client.say("STARTTLS")).startswith("220")
+        await client.writer.start_tls(context, server_hostname="mx2.example.net")
+        assert (await client.say("MAIL FROM:<a@b.example>")).startswith("503")
+        assert "STARTTLS" not in await client.say("EHLO c")
+        assert (await client.say("STARTTLS")).startswith("503")
+        await client.to_content()
+        body = b"".join(b"line %d\r\n" % number for number in range(50_000))
+        assert (await client.say(body + b".\r\n")).startswith("250")
+        assert (await client.say("QUIT")).startswith("221")
+    (message,) = await spool.list_messages(Selection(), after=None, limit=2)
+    assert message.client.protocol == "ESMTPS"
+    assert message.client.tls.startswith("TLSv1.3 ")
+    stored_body = await (await spool.open_body(message.queue_id)).read(1 << 24)
+    assert stored_body.endswith(body)
+    assert b"(using TLSv1.3 with cipher" in stored_body[:300]
+
+
+async def test_starttls_injection(tls: tuple[RealTlsServer, ssl.SSLContext]) -> None:
+    """Commands sent in clear behind STARTTLS are dropped, not obeyed inside TLS (CVE-2011-0411)."""
+    server, context = tls
+    limits = ServerLimits(hostname="mx2.example.net", offer_starttls=True)
+    async with (
+        open_door(MemorySpool(), limits=limits, tls=server) as (_, port),
+        talk(port) as client,
+    ):
+        await client.hear()
+        await client.say("EHLO c")
+        assert (await client.say(b"STARTTLS\r\nEHLO evil\r\nNOOP\r\n")).startswith("220")
+        await client.writer.start_tls(context, server_hostname="mx2.example.net")
+        assert (await client.say("MAIL FROM:<a@b.example>")).startswith("503")
+
+
+async def test_broken_handshake_ends_the_session(
+    tls: tuple[RealTlsServer, ssl.SSLContext],
+) -> None:
+    """Octets that are no TLS end this session and no other."""
+    server, _ = tls
+    limits = ServerLimits(hostname="mx2.example.net", offer_starttls=True)
+    async with (
+        open_door(MemorySpool(), limits=limits, tls=server) as (keeper, port),
+        talk(port) as client,
+    ):
+        await client.hear()
+        await client.say("EHLO c")
+        await client.say("STARTTLS")
+        client.writer.write(b"EHLO this is no handshake at all\r\n" * 3)
+        await client.reader.read()
+        await until(lambda: not keeper.sessions)
+        async with talk(port) as other:
+            assert (await other.hear()).startswith("220")
+
+
+async def test_reverse_name_is_in_the_trace() -> None:
+    """MAIL waits for the reverse name, and the trace field shows it."""
+    resolver = FakeResolver(
+        names={"127.0.0.1": "client.example"}, addresses={"client.example": ["127.0.0.1"]}
+    )
+    spool = MemorySpool()
+    async with open_door(spool, resolver=resolver) as (_, port), talk(port) as client:
+        await client.hear()
+        await client.to_content()
+        assert (await client.say(b"x\r\n.\r\n")).startswith("250")
+    (message,) = await spool.list_messages(Selection(), after=None, limit=2)
+    assert message.client.name == "client.example"
+    text = await (await spool.open_body(message.queue_id)).read(1 << 16)
+    assert text.startswith(b"Received: from c (client.example [127.0.0.1])\r\n")
+
+
+def test_networks() -> None:
+    """Connections are counted per IPv4 /24 and IPv6 /64; mapped addresses are IPv4."""
+    assert client_network("192.0.2.7") == client_network("192.0.2.250")
+    assert client_network("192.0.2.7") != client_network("192.0.3.7")
+    assert client_network("2001:db8::1") == client_network("2001:db8:0:0:ffff::1")
+    assert client_network("2001:db8::1") != client_network("2001:db8:0:1::1")
+    assert client_network("::ffff:192.0.2.7") == client_network("192.0.2.9")
+    assert plain_address("::ffff:192.0.2.7") == "192.0.2.7"
+    assert plain_address("fe80::1%eth0") == "fe80::1"
