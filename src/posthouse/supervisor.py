@@ -104,7 +104,8 @@ class Supervisor:
 
     reload: called on SIGHUP; True when the children shall be told to reload.
     release: called once when stopping begins (close listening sockets).
-    grace_seconds: what the children were promised for finishing.
+    grace_seconds: what the children were promised for finishing; kill_seconds later
+    they are killed. stuck_seconds: how long a loop may stand still.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Supervisor:
         release: Callable[[], None] = lambda: None,
         grace_seconds: float = 30.0,
         stuck_seconds: float = STUCK_SECONDS,
+        kill_seconds: float = KILL_SECONDS,
         backoff_seconds: Sequence[float] = BACKOFF_SECONDS,
     ) -> None:
         size = max(1, len(duties)) * _SLOT.size
@@ -126,6 +128,7 @@ class Supervisor:
         self._release = release
         self.grace_seconds = grace_seconds
         self._stuck_seconds = stuck_seconds
+        self._kill_seconds = kill_seconds
         self._backoff = backoff_seconds
         self._stop_by: float | None = None
         self._announced = False
@@ -178,11 +181,11 @@ class Supervisor:
         if self._stop_by is None:
             notify_systemd("STOPPING=1")
             observe.note("master", "stopping: running sessions may finish")
-            self._stop_by = time.monotonic() + self.grace_seconds + KILL_SECONDS
+            self._stop_by = time.monotonic() + self.grace_seconds + self._kill_seconds
             self._release()
         else:
             observe.note("master", "stopping at once")
-            self._stop_by = time.monotonic() + KILL_SECONDS
+            self._stop_by = time.monotonic() + self._kill_seconds
         self._signal_all(signal.SIGTERM)
 
     def _signal_all(self, number: signal.Signals) -> None:
