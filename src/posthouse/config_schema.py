@@ -371,7 +371,7 @@ _LOG = (
     _key(
         "tag",
         read_text,
-        "postfix-posthouse",
+        "postfix",
         "The program name in log lines. Postfix's form for a second instance, so that filters made "
         "for Postfix read it.",
     ),

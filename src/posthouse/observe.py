@@ -1,9 +1,10 @@
 """One typed function per log event, and the counters.
 
 Text lines have Postfix's shape, so that fail2ban's postfix filter, pflogsumm
-and the usual exporters read them; the tag is `postfix-posthouse/<daemon>[pid]`
-by default, Postfix's own form for a second instance on a host. JSON lines
-carry the same facts as members.
+and the usual exporters read them as they are; the tag is therefore
+`postfix/<daemon>[pid]` unless `log.tag` says otherwise (beside a real Postfix
+use "postfix-posthouse", its own form for a second instance: fail2ban reads it,
+pflogsumm with --syslog-name). JSON lines carry the same facts as members.
 
 Lines are gathered and written once per turn of the event loop: a refused RCPT
 costs microseconds. Text that came from a peer is escaped before it is written:
@@ -43,7 +44,7 @@ class _Sink:
 
     def __init__(self) -> None:
         self.json = False
-        self.tag = "postfix-posthouse"
+        self.tag = "postfix"
         self.host = socket.gethostname().split(".")[0]
         self.pid = os.getpid()
         self.fd: int | None = None
@@ -53,8 +54,8 @@ class _Sink:
         self.schedule: Callable[[Callable[[], None]], object] | None = None
         self.scheduled = False
         self.lost = 0
-        self.stamp_second = -1
-        self.stamp = ""
+        self.second = -1
+        self.prefixes: dict[str, str] = {}
 
     def put(self, daemon: str, text: str, fields: dict[str, Any] | None) -> None:
         if self.fd is None and self.syslog is None:
@@ -62,25 +63,32 @@ class _Sink:
         if self.json:
             record = {"time": time.time(), "daemon": daemon, "pid": self.pid}
             record.update(fields or {})
-            if "message" not in record:
-                record["message"] = text
-            line = _json.encode(record) + b"\n"
-        elif self.syslog is not None:
-            line = f"<22>{self.tag}/{daemon}[{self.pid}]: {text}".encode("utf-8", "replace")
+            record.setdefault("message", text)
+            self.pending.append(_json.encode(record).decode())
         else:
-            second = int(time.time())
-            if second != self.stamp_second:
-                self.stamp_second = second
-                self.stamp = time.strftime("%b %e %H:%M:%S", time.localtime(second))
-            line = (f"{self.stamp} {self.host} {self.tag}/{daemon}[{self.pid}]: {text}\n").encode(
-                "utf-8", "replace"
-            )
-        self.pending.append(line)
+            self.pending.append(self.prefix(daemon) + text)
         if self.schedule is None:
             self.flush()
         elif not self.scheduled:
             self.scheduled = True
             self.schedule(self.flush)
+
+    def prefix(self, daemon: str) -> str:
+        """What stands before the text; made once a second for each daemon name."""
+        second = int(time.time())
+        if second != self.second:
+            self.second = second
+            self.prefixes.clear()
+        found = self.prefixes.get(daemon)
+        if found is None:
+            who = f"{self.tag}/{daemon}[{self.pid}]: "
+            if self.syslog is not None:
+                found = "<22>" + who  # facility mail, level info
+            else:
+                stamp = time.strftime("%b %e %H:%M:%S", time.localtime(second))
+                found = f"{stamp} {self.host} {who}"
+            self.prefixes[daemon] = found
+        return found
 
     def flush(self) -> None:
         self.scheduled = False
@@ -90,18 +98,19 @@ class _Sink:
         if self.syslog is not None:
             for line in lines:
                 try:
-                    self.syslog.send(line.rstrip(b"\n"))
+                    self.syslog.send(line.encode("utf-8", "replace"))
                 except OSError:
                     self.lost += 1
             return
-        data = b"".join(lines)
+        lines.append("")
+        data = "\n".join(lines).encode("utf-8", "replace")
         while data and self.fd is not None:
             try:
                 data = data[os.write(self.fd, data) :]
             except InterruptedError:
                 continue
             except OSError:  # full disk or a reader that went away: mail goes on
-                self.lost += len(lines)
+                self.lost += len(lines) - 1
                 return
 
 
@@ -115,7 +124,7 @@ def configure(
     *,
     fmt: str = "text",
     to: str = "stderr",
-    tag: str = "postfix-posthouse",
+    tag: str = "postfix",
     hostname: str | None = None,
 ) -> None:
     """Choose where and how to log. Call again after fork and to reopen a rotated file.
@@ -127,6 +136,7 @@ def configure(
     _sink.json = fmt == "json"
     _sink.tag = tag
     _sink.pid = os.getpid()
+    _sink.second = -1
     if hostname:
         _sink.host = hostname.split(".")[0]
     if _sink.path is not None and _sink.fd is not None:
