@@ -50,7 +50,7 @@ class _Sink:
         self.fd: int | None = None
         self.path: str | None = None
         self.syslog: socket.socket | None = None
-        self.pending: list[bytes] = []
+        self.pending: list[str] = []
         self.schedule: Callable[[Callable[[], None]], object] | None = None
         self.scheduled = False
         self.lost = 0
@@ -181,7 +181,7 @@ def client_connected(name: str, address: str, port: int) -> None:
     _sink.put(
         "smtpd",
         f"connect from {name}[{address}]",
-        {"event": "connect", "client": address, "name": name, "port": port},
+        {"event": "connect", "client": address, "name": name, "port": port} if _sink.json else None,
     )
 
 
@@ -196,7 +196,9 @@ def client_gone(name: str, address: str, *, commands: int, messages: int) -> Non
             "name": name,
             "commands": commands,
             "messages": messages,
-        },
+        }
+        if _sink.json
+        else None,
     )
 
 
@@ -258,7 +260,7 @@ def command_refused(
 
 
 def session_cut(name: str, address: str, after: str, why: str) -> None:
-    """We or the client ended a session early: `why` is "timeout", "lost connection", "too many errors" …"""
+    """A session ended early: `why` is "timeout", "lost connection", "too many errors" …"""
     _sink.put(
         "smtpd",
         f"{why} after {after} from {name}[{address}]",
@@ -301,7 +303,8 @@ def message_accepted(
     put("cleanup", f"{queue_id}: message-id={clean(message_id)}", None)
     put(
         "qmgr",
-        f"{queue_id}: from=<{clean(sender)}>, size={size_bytes}, nrcpt={len(addresses)} (queue active)",
+        f"{queue_id}: from=<{clean(sender)}>, size={size_bytes}, nrcpt={len(addresses)} "
+        "(queue active)",
         None,
     )
 
@@ -319,7 +322,10 @@ def recipient_settled(
     status: str,
     text: str,
 ) -> None:
-    """One recipient's outcome. status: "sent", "deferred" or "held"; relay: "host[ip]:port" or "none"."""
+    """One recipient's outcome.
+
+    status: "sent", "deferred" or "held"; relay: "host[ip]:port" or "none".
+    """
     if status == "sent":
         counters.recipients_delivered += 1
     elif status == "deferred":
@@ -346,7 +352,8 @@ def recipient_settled(
 
 def message_removed(queue_id: str) -> None:
     """The last recipient of a message is settled and its rows are gone."""
-    _sink.put("qmgr", f"{queue_id}: removed", {"event": "removed", "queue_id": queue_id})
+    fields = {"event": "removed", "queue_id": queue_id} if _sink.json else None
+    _sink.put("qmgr", f"{queue_id}: removed", fields)
 
 
 def next_hop_changed(next_hop: str, state: str, why: str) -> None:
