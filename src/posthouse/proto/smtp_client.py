@@ -150,12 +150,14 @@ class ClientSession:
     def _read(self, data: bytes) -> None:
         parser = self._parser
         expected = self._expected
+        answerable = len(expected)  # a command that was not sent yet cannot have its reply here
         for reply in parser.feed(data):
             if self._handshaking:
                 self._injected()
                 break
             self.replies_seen += 1
-            if expected:
+            if answerable:
+                answerable -= 1
                 awaited, transaction = expected.popleft()
                 self._dispatch(awaited, reply, transaction)
             else:
@@ -377,9 +379,9 @@ class ClientSession:
         self._finish(transaction)
 
     def _on_unasked(self, reply: PeerReply) -> None:
-        transaction = self._streaming
+        transaction = self._streaming or self._with_unsent_content()
         if transaction is not None and reply.code >= 400:
-            # Told to stop in the middle: nothing after this could be matched.
+            # Told to stop before the end: nothing after this could be matched.
             transaction.refuse_all(reply, "data")
             self._end(str(reply), _ended_by("session", reply))
         elif reply.code == _SHUTTING_DOWN:
@@ -466,6 +468,11 @@ class ClientSession:
         self._end(why, Ended(failure=why, stage=stage))
 
     def _end(self, why: str, ended: Ended) -> None:
+        unsent = self._with_unsent_content()
+        if unsent is not None:
+            unsent.sent = False
+        if not ended.flush:
+            self._output.clear()
         self.over = True
         self._ready = False
         self._handshaking = False
@@ -479,6 +486,12 @@ class ClientSession:
             else:
                 self._events.append(Returned(transaction.token, why, transaction.sent))
         self._events.append(ended)
+
+    def _with_unsent_content(self) -> ClientTransaction | None:
+        """The transaction whose content was made ready by this very call, if any."""
+        if self._output and self._expected and self._expected[-1][0] is _DOT:
+            return self._expected[-1][1]
+        return None
 
     def _stage(self) -> str:
         awaited = self.awaiting

@@ -1,0 +1,180 @@
+"""SMTP towards a next hop: opens sessions and probes (`posthouse.ports.Connector`).
+
+The protocol itself is `posthouse.proto.smtp_client`; this module and
+`smtp_out_session` move its octets. One coarse timer watches all sessions of a
+connector: a timer a command would cost more than the command.
+
+Failures: `NextHopFailure`, always with the stage. In mode "opportunistic" a
+handshake that fails is no failure: the session is opened again, in clear, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from posthouse import observe
+from posthouse.errors import NextHopFailure
+from posthouse.ports import Body, Target, WorkSource
+from posthouse.proto.client_opening import TlsWish
+from posthouse.transports.smtp_out_session import HandshakeFailure, SmtpSession
+from posthouse.transports.tls import ClientTls, TlsMode
+
+_MIN_TICK_SECONDS: Final = 0.01
+_MAX_TICK_SECONDS: Final = 1.0
+_WISHES: Final[dict[TlsMode, TlsWish]] = {
+    "none": "never",
+    "opportunistic": "if_offered",
+    "required": "must",
+    "verified": "must",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutSettings:
+    """How sessions are opened and how long a peer may take. Times in seconds.
+
+    helo_name: our name in EHLO. ca_file: roots for "verified" instead of the system's.
+    chunking: use BDAT where offered. Time-outs are those of RFC 5321 §4.5.3.2; they
+    begin anew with every reply, `data_block_timeout` with every octet the peer takes.
+    """
+
+    helo_name: str
+    tls: TlsMode = "opportunistic"
+    ca_file: Path | None = None
+    chunking: bool = True
+    connect_timeout: float = 30.0  # as Postfix's smtp_connect_timeout
+    greeting_timeout: float = 300.0
+    command_timeout: float = 300.0
+    data_block_timeout: float = 180.0
+    final_dot_timeout: float = 600.0
+
+
+class SmtpConnector:
+    """Opens sessions with next hops.
+
+    open_body: reads a stored message that is not in memory (`Spool.open_body`).
+    Raises ConfigError when `ca_file` cannot be used.
+    """
+
+    def __init__(self, settings: OutSettings, open_body: Callable[[int], Awaitable[Body]]) -> None:
+        self._settings = settings
+        self._open_body = open_body
+        self._tls = ClientTls(settings.tls, ca_file=settings.ca_file)
+        self._sessions: set[SmtpSession] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        shortest = min(
+            settings.greeting_timeout,
+            settings.command_timeout,
+            settings.data_block_timeout,
+            settings.final_dot_timeout,
+        )
+        self._tick_seconds = min(max(shortest / 4, _MIN_TICK_SECONDS), _MAX_TICK_SECONDS)
+
+    async def connect(self, target: Target, source: WorkSource) -> SmtpSession:
+        """Open a session; it asks `source` for work in the loop's next turn.
+
+        Raises NextHopFailure.
+        """
+        session = await self._open(target)
+        session.start(source)
+        return session
+
+    async def probe(self, target: Target) -> None:
+        """Ask whether mail is taken, with MAIL FROM:<>, and leave in good order.
+
+        Raises NextHopFailure; its stage is "mail" when MAIL was refused.
+        """
+        session = await self._open(target)
+        try:
+            reply = await session.probe()
+        finally:
+            session.quit()
+            await session.wait_end()
+        if reply.code >= 300:
+            raise NextHopFailure(
+                f"{_name(target)} refused a probe: {reply}",
+                stage="mail",
+                reply_code=reply.code,
+                reply_text=reply.text,
+            )
+
+    async def close(self) -> None:
+        """Drop every session; what was under way is given back to its source."""
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.drop("shutting down")
+        for session in sessions:
+            await session.wait_end()
+
+    # ------------------------------------------------------------------ opening
+
+    async def _open(self, target: Target) -> SmtpSession:
+        wish = _WISHES[self._settings.tls]
+        if self._settings.tls != "opportunistic":
+            return await self._try(target, wish)
+        try:
+            return await self._try(target, wish)
+        except HandshakeFailure as failure:
+            observe.note(
+                "smtp",
+                f"TLS with {_name(target)} failed: {failure.detail}; sending in clear",
+                next_hop=target.host,
+                address=target.address,
+            )
+        return await self._try(target, "never")
+
+    async def _try(self, target: Target, wish: TlsWish) -> SmtpSession:
+        settings = self._settings
+        session = SmtpSession(target, settings, wish, self._tls, self._open_body)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                await loop.create_connection(lambda: session, target.address, target.port)
+        except TimeoutError as error:
+            raise NextHopFailure(
+                f"connect to {_name(target)}: timed out", stage="connect"
+            ) from error
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise NextHopFailure(f"connect to {_name(target)}: {why}", stage="connect") from error
+        self._watch(session)
+        try:
+            greeted = await session.opened()
+        except BaseException:  # cancelled, too: nobody would hold the connection
+            session.drop("given up")
+            raise
+        if greeted.tls_refused:
+            observe.note(
+                "smtp",
+                f"{_name(target)} refused STARTTLS: {greeted.tls_refused}; sending in clear",
+                next_hop=target.host,
+                address=target.address,
+            )
+        return session
+
+    # ------------------------------------------------------------------ time-outs
+
+    def _watch(self, session: SmtpSession) -> None:
+        self._sessions.add(session)
+        session.when_gone(self._sessions.discard)
+        if self._timer is None:
+            self._tick()
+
+    def _tick(self) -> None:
+        self._timer = None
+        if not self._sessions:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for session in list(self._sessions):
+            session.check_time(now)
+        self._timer = loop.call_later(self._tick_seconds, self._tick)
+
+
+def _name(target: Target) -> str:
+    return f"{target.host}[{target.address}]:{target.port}"
