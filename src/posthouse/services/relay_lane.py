@@ -1,0 +1,205 @@
+"""The relay's end of one session: hands out work, hears what became of it.
+
+This is the hot path of a drain: plain functions, no task per message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from posthouse import observe
+from posthouse.domain.outcome import Fate, classify_reply, dsn_code
+from posthouse.domain.schedule import delay_us
+from posthouse.mail.queueid import format_queue_id
+from posthouse.ports import (
+    Outcome,
+    QueuedMessage,
+    QueuedRecipient,
+    RecipientResult,
+    Session,
+    Settlement,
+    Target,
+    Transaction,
+)
+from posthouse.services.relay_means import Means
+from posthouse.services.relay_queue import ReadyQueue
+
+
+class Owner(Protocol):
+    """What a lane tells its route."""
+
+    queue: ReadyQueue
+    means: Means
+
+    def rest(self, lane: Lane) -> None:
+        """There was no work for this lane."""
+
+    def delivered(self) -> None:
+        """At least one recipient was accepted."""
+
+    def refused(self, relay: str, reply: str) -> None:
+        """MAIL was answered with a 5xx that is about us."""
+
+    def stumbled(self, why: str) -> None:
+        """A MAIL or a session failed before anything was delivered."""
+
+    def strike(self, queue_id: int) -> int:
+        """Count how often a message came back without an outcome; returns the count."""
+
+
+class Lane:
+    """One session's `ports.WorkSource`.
+
+    resting: it asked for work and there was none. outstanding: transactions
+    given and not ended. served: recipients accepted over it.
+    """
+
+    __slots__ = (
+        "leaving",
+        "outstanding",
+        "owner",
+        "quiet_ticks",
+        "relay",
+        "resting",
+        "served",
+        "session",
+    )
+
+    def __init__(self, owner: Owner, target: Target) -> None:
+        self.owner = owner
+        self.session: Session | None = None
+        self.relay = f"{target.host}[{target.address}]:{target.port}"
+        self.leaving = False
+        self.resting = False
+        self.outstanding = 0
+        self.served = 0
+        self.quiet_ticks = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do and nothing under way."""
+        return self.resting and not self.outstanding
+
+    def poke(self) -> None:
+        """Work may have come."""
+        self.resting = False
+        if self.session is not None:
+            self.session.poke()
+
+    def quit(self) -> None:
+        """Take no more work; the session ends when what is under way has its answers."""
+        if not self.leaving and self.session is not None:
+            self.leaving = True
+            self.session.quit()
+
+    def next_transaction(self) -> Transaction | None:
+        """See `ports.WorkSource`."""
+        # Before `session` is set the route has not welcomed it and may yet give it up.
+        if self.session is None or self.leaving:
+            return None
+        transaction = self.owner.queue.pop()
+        if transaction is None:
+            if not self.resting:
+                self.resting = True
+                self.owner.rest(self)
+            return None
+        self.outstanding += 1
+        self.quiet_ticks = 0
+        return transaction
+
+    def finished(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:
+        """See `ports.WorkSource`."""
+        self.outstanding -= 1
+        owner = self.owner
+        message = transaction.message
+        recipients = message.recipients
+        if len(recipients) == 1 and len(results) == 1:
+            self._settle(message, recipients[0], results[0])
+        else:
+            by_seq = {recipient.seq: recipient for recipient in recipients}
+            for result in results:
+                recipient = by_seq.pop(result.seq, None)
+                if recipient is not None:
+                    self._settle(message, recipient, result)
+            for recipient in by_seq.values():
+                self._defer(message, recipient, "no reply for this recipient", "")
+        owner.queue.forget_body(transaction)
+        if results and results[0].stage == "mail":
+            self._judge_mail(results[0])
+
+    def returned(self, transaction: Transaction, *, why: str, after_dot: bool) -> None:
+        """See `ports.WorkSource`."""
+        self.outstanding -= 1
+        owner = self.owner
+        message = transaction.message
+        if after_dot:
+            reason = f"{why} after the final dot; it may arrive twice"
+        elif owner.strike(message.queue_id) < 2:
+            owner.queue.put_front(transaction)
+            return
+        else:
+            reason = f"{why}, again with this message"
+        for recipient in message.recipients:
+            self._defer(message, recipient, reason, "")
+        owner.queue.forget_body(transaction)
+
+    def _settle(
+        self, message: QueuedMessage, recipient: QueuedRecipient, result: RecipientResult
+    ) -> None:
+        code, text = result.code, result.text
+        fate = classify_reply(code, text, result.stage)
+        if fate is Fate.DELIVERED:
+            self.served += 1
+            self.owner.means.ledger.settle(
+                Settlement(message.queue_id, recipient.seq, Outcome.DELIVERED)
+            )
+            self._log(message, recipient, dsn_code(code, text), "sent", text)
+            self.owner.delivered()
+            return
+        reply = text if text[:3] == str(code) else f"{code} {text}"
+        if fate is Fate.HELD:
+            reason = f"refused by {self.relay} at {result.stage.upper()}"
+            self.owner.means.ledger.settle(
+                Settlement(message.queue_id, recipient.seq, Outcome.HELD, 0, reason, reply)
+            )
+            self._log(message, recipient, dsn_code(code, text), "held", reply)
+            return
+        self._defer(message, recipient, f"deferred by {self.relay}", reply, dsn_code(code, text))
+
+    def _judge_mail(self, result: RecipientResult) -> None:
+        """MAIL was refused: does that tell of the next hop?"""
+        fate = classify_reply(result.code, result.text, "mail")
+        if fate is Fate.BLOCKED:
+            self.owner.refused(self.relay, result.text)
+        elif fate is Fate.DEFERRED:
+            self.owner.stumbled(f"{self.relay}: {result.text}")
+
+    def _defer(
+        self,
+        message: QueuedMessage,
+        recipient: QueuedRecipient,
+        reason: str,
+        reply: str,
+        dsn: str = "4.4.2",
+    ) -> None:
+        means = self.owner.means
+        due_us = means.clock_us() + delay_us(means.settings.retry_us, recipient.attempts)
+        means.ledger.settle(
+            Settlement(message.queue_id, recipient.seq, Outcome.DEFERRED, due_us, reason, reply)
+        )
+        self.owner.queue.defer(recipient.domain, due_us)
+        self._log(message, recipient, dsn, "deferred", reply or reason)
+
+    def _log(
+        self, message: QueuedMessage, recipient: QueuedRecipient, dsn: str, status: str, text: str
+    ) -> None:
+        observe.recipient_settled(
+            format_queue_id(message.queue_id),
+            recipient.address,
+            relay=self.relay,
+            delay_seconds=(self.owner.means.clock_us() - message.received_us) / 1e6,
+            dsn=dsn,
+            status=status,
+            text=text,
+        )

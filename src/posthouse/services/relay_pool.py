@@ -1,0 +1,279 @@
+"""The sessions of one next hop: opened by demand, reused, closed when idle.
+
+One session first. More, up to `concurrency`, when the ready mail is more than
+those can take soon, or when mail is stuck behind a slow peer. Equal targets
+share the load because each session walks the list anew; a target that failed
+a moment ago is tried last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from posthouse.errors import NextHopFailure
+from posthouse.ports import Session, SessionEnd, Target, Transaction
+from posthouse.services.relay_lane import Lane
+from posthouse.services.relay_ledger import Timer
+from posthouse.services.relay_means import Means
+from posthouse.services.relay_queue import ReadyQueue
+from posthouse.services.relay_targets import Way
+
+MESSAGES_PER_SESSION: Final = 4
+"""Ready messages that justify one more session: opening one costs about what four messages do."""
+
+MAX_STUMBLES: Final = 5
+"""Sessions that broke, or MAILs that were deferred, in a row before anything was delivered."""
+
+MAX_STRIKES: Final = 1000
+"""Messages remembered for having come back without an outcome."""
+
+Failures = Sequence[tuple[Target, NextHopFailure]]
+
+
+class Leader(Protocol):
+    """Who decides what the pool's experience means for the next hop."""
+
+    async def find_way(self) -> Way:
+        """Where to connect now."""
+
+    def obstructed(self, way: Way) -> None:
+        """DNS leaves no target."""
+
+    def failed(self, failures: Failures) -> None:
+        """No target took us, and no session is open."""
+
+    def refused_at_mail(self, why: str, refusals: int) -> None:
+        """MAIL got a 5xx that is about us, `refusals` times since the last delivery."""
+
+    def lost(self, why: str) -> None:
+        """Nothing gets through, or we failed ourselves."""
+
+
+class SessionPool:
+    """See the module. Sends while `queue` is open."""
+
+    def __init__(self, key: str, means: Means, leader: Leader) -> None:
+        self.key = key
+        self.means = means
+        self.queue = ReadyQueue(means, self.wake)
+        self._leader = leader
+        self._lanes: set[Lane] = set()
+        self._resting: list[Lane] = []  # the last one is warmest
+        self._opening = 0
+        self._growth_paused = False
+        self._stuck: Transaction | None = None
+        self._tick_timer: Timer | None = None
+        self._stumbles = 0
+        self._refusals = 0
+        self._strikes: dict[int, int] = {}
+        self._unreachable: dict[Target, int] = {}
+        self._openers: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Sessions open now."""
+        return len(self._lanes)
+
+    @property
+    def in_hand(self) -> int:
+        """Messages ready or under way."""
+        return len(self.queue) + sum(lane.outstanding for lane in self._lanes)
+
+    # ------------------------------------------------------------------ what the route asks
+
+    def open(self) -> None:
+        """The next hop takes mail."""
+        self._stumbles = 0
+        self._growth_paused = False
+        self._unreachable.clear()
+        self.queue.open()
+
+    def close(self) -> None:
+        """The next hop takes none: sessions end once what is under way has its answers."""
+        self.queue.close()
+        self._resting.clear()
+        for lane in self._lanes:
+            lane.quit()
+
+    def retire(self) -> None:
+        """`close` for good: nothing is left behind but transactions under way."""
+        self.close()
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+            self._tick_timer = None
+        for task in self._openers:
+            task.cancel()
+
+    def keep_only(self, targets: Sequence[Target]) -> None:
+        """End sessions that lead elsewhere."""
+        for lane in self._lanes:
+            if lane.session is not None and lane.session.target not in targets:
+                lane.quit()
+
+    # ------------------------------------------------------------------ what lanes tell
+
+    def rest(self, lane: Lane) -> None:
+        """See `relay_lane.Owner`."""
+        self._resting.append(lane)
+
+    def delivered(self) -> None:
+        """See `relay_lane.Owner`."""
+        self._stumbles = self._refusals = 0
+
+    def refused(self, relay: str, reply: str) -> None:
+        """See `relay_lane.Owner`."""
+        if self.queue.is_open:
+            self._refusals += 1
+            self._leader.refused_at_mail(f"{relay} refuses MAIL: {reply}", self._refusals)
+
+    def stumbled(self, why: str) -> None:
+        """See `relay_lane.Owner`."""
+        if self.queue.is_open:
+            self._stumbles += 1
+            if self._stumbles >= MAX_STUMBLES:
+                self._leader.lost(f"nothing gets through: {why}")
+
+    def strike(self, queue_id: int) -> int:
+        """See `relay_lane.Owner`."""
+        strikes = self._strikes
+        count = strikes.pop(queue_id, 0) + 1
+        if count < 2:
+            if len(strikes) >= MAX_STRIKES:
+                del strikes[next(iter(strikes))]
+            strikes[queue_id] = count
+        return count
+
+    # ------------------------------------------------------------------ opening
+
+    def wake(self) -> None:
+        """There may be ready mail: give it to resting sessions, open more if those are too few."""
+        waiting = len(self.queue)
+        if not waiting or self.means.ledger.full:
+            return
+        resting = self._resting
+        poked = min(waiting, len(resting))
+        for _ in range(poked):
+            if not resting:
+                break
+            resting.pop().poke()
+        left = min(len(self.queue), waiting - poked)
+        if left > 0:
+            self._grow(left)
+        if self._tick_timer is None:
+            self._arm_tick()
+
+    def _grow(self, left: int) -> None:
+        sessions = len(self._lanes) + self._opening
+        if not sessions:
+            self._open_one()
+        elif self._lanes and not self._growth_paused:
+            wanted = min(self.means.settings.concurrency, left // MESSAGES_PER_SESSION)
+            for _ in range(wanted - sessions):
+                self._open_one()
+
+    def _open_one(self) -> None:
+        self._opening += 1
+        task = self._start(self._open_session())
+        self._openers.add(task)
+        task.add_done_callback(self._opened)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening -= 1
+        self._openers.discard(task)
+
+    async def _open_session(self) -> None:
+        way = await self._leader.find_way()
+        failures = []
+        for target in self._lucky_first(way.targets):
+            if not self.queue.is_open:
+                return
+            lane = Lane(self, target)
+            try:
+                session = await self.means.connector.connect(target, lane)
+            except NextHopFailure as failure:
+                failures.append((target, failure))
+                self._unreachable[target] = (
+                    self.means.clock_us() + self.means.settings.probe_interval_us
+                )
+            else:
+                self._welcome(lane, session)
+                return
+        if self._lanes:  # it serves us, only not with more sessions
+            self._growth_paused = True
+            self.means.later(self.means.settings.probe_interval_us / 1e6, self._resume_growth)
+        elif self._opening <= 1 and self.queue.is_open:  # else another one is still trying
+            if way.obstacle is not None:
+                self._leader.obstructed(way)
+            else:
+                self._leader.failed(failures)
+
+    def _welcome(self, lane: Lane, session: Session) -> None:
+        lane.session = session
+        self._lanes.add(lane)
+        self._start(self._watch(lane, session))
+        if not self.queue.is_open:
+            lane.quit()
+            return
+        lane.poke()
+        self.wake()
+
+    async def _watch(self, lane: Lane, session: Session) -> None:
+        try:
+            end = await session.wait_end()
+        finally:
+            self._lanes.discard(lane)
+            if lane in self._resting:
+                self._resting.remove(lane)
+        if end.failure is not None:
+            self._ended(lane, end)
+        self.wake()
+
+    def _ended(self, lane: Lane, end: SessionEnd) -> None:
+        said = end.reply_text or end.failure or ""
+        if end.stage == "mail":  # when its results came by `finished`, this is known already
+            if 500 <= end.reply_code <= 599:
+                self.refused(lane.relay, said)
+        elif not lane.served:
+            self.stumbled(f"{lane.relay}: {said}")
+
+    def _resume_growth(self) -> None:
+        self._growth_paused = False
+        self.wake()
+
+    def _lucky_first(self, targets: Sequence[Target]) -> list[Target]:
+        now_us = self.means.clock_us()
+        self._unreachable = {t: until for t, until in self._unreachable.items() if until > now_us}
+        return sorted(targets, key=lambda target: target in self._unreachable)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self.means.start(work, f"{self.key}: session", self._leader.lost)
+
+    # ------------------------------------------------------------------ the slow pulse
+
+    def _arm_tick(self) -> None:
+        self._tick_timer = self.means.later(self.means.settings.idle_seconds, self._tick)
+
+    def _tick(self) -> None:
+        """Close sessions that were idle for a whole tick; add one where mail is stuck."""
+        self._tick_timer = None
+        for lane in self._lanes:
+            if lane.idle:
+                lane.quiet_ticks += 1
+                if lane.quiet_ticks > 1 and not lane.leaving:
+                    self._resting.remove(lane)
+                    lane.quit()
+        head = self.queue.head
+        sessions = len(self._lanes) + self._opening
+        if (
+            head is not None
+            and head is self._stuck
+            and self._lanes
+            and not self._growth_paused
+            and sessions < self.means.settings.concurrency
+        ):
+            self._open_one()
+        self._stuck = head
+        self.wake()
+        if (self._lanes or head is not None) and self._tick_timer is None:
+            self._arm_tick()
