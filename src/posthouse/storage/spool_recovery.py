@@ -1,0 +1,174 @@
+"""The start: take in what the segments have and the database not yet; remove what nobody names.
+
+The newest row of table `segment` says how many octets of which segment the
+database knows. Whatever lies behind, and in segments with higher numbers, was
+appended by transactions that a power cut may have undone. Each such record whose
+checksums hold was flushed, or at least written, whole: it is taken in again,
+unless its message is there (a copy made by compaction). A torn record ends the
+segment. See docs/durability.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from zlib import crc32
+
+import apsw
+
+from posthouse import observe
+from posthouse.errors import BodyDamaged
+from posthouse.mail.envelope import Client, Envelope
+from posthouse.mail.queueid import parse_queue_id
+from posthouse.storage.segments import (
+    HEADER_BYTES,
+    PRIVATE,
+    Header,
+    Layout,
+    decode_tail,
+    parse_header,
+)
+from posthouse.storage.spool_batch import Batch
+
+_BATCH = 64
+_PIECE = 1 << 18
+
+
+class Found:
+    """A record that the database did not know."""
+
+    __slots__ = (
+        "at",
+        "client",
+        "due_us",
+        "end",
+        "envelope",
+        "queue_id",
+        "segment",
+        "size",
+        "tail_size",
+    )
+
+    def __init__(
+        self,
+        header: Header,
+        segment: int,
+        at: int,
+        end: int,
+        envelope: Envelope,
+        client: Client,
+    ) -> None:
+        self.end = end  # where the next record begins
+        self.queue_id = header.queue_id
+        self.size = header.size
+        self.tail_size = header.tail
+        self.segment = PRIVATE if header.private else segment
+        self.at = 0 if header.private else at
+        self.envelope = envelope
+        self.client = client
+        self.due_us = 0
+
+
+def take_in_records(connection: apsw.Connection, batch: Batch, layout: Layout) -> int:
+    """Insert messages that the segments have and the database not; returns how many.
+
+    Raises apsw.Error, OSError.
+    """
+    row = connection.execute("SELECT id, size FROM segment ORDER BY id DESC LIMIT 1").fetchone()
+    newest, known = row if row is not None else (0, 0)
+    taken = 0
+    for number in layout.segment_numbers():
+        if number < newest:
+            continue
+        found: list[Found] = []
+        begin = known if number == newest else 0
+        for record in _records(layout, number, begin):
+            found.append(record)
+            if len(found) == _BATCH:
+                taken += _insert(connection, batch, layout, found, number)
+                found = []
+        if found:
+            taken += _insert(connection, batch, layout, found, number)
+    return taken
+
+
+def _records(layout: Layout, number: int, at: int) -> Iterator[Found]:
+    """Whole records of a segment from `at` on."""
+    fd = os.open(layout.segment_path(number), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            header = parse_header(os.pread(fd, HEADER_BYTES, at))
+            if header is None:
+                return
+            body = 0 if header.private else header.size
+            tail_at = at + HEADER_BYTES + body
+            try:
+                sealed = decode_tail(header, os.pread(fd, header.tail, tail_at))
+            except BodyDamaged:
+                return
+            if body and _crc_of(fd, at + HEADER_BYTES, body) != header.body_crc:
+                return
+            end = tail_at + header.tail
+            yield Found(header, number, at, end, sealed.envelope, sealed.client)
+            at = end
+    finally:
+        os.close(fd)
+
+
+def _crc_of(fd: int, at: int, size: int) -> int:
+    crc = 0
+    while size > 0:
+        piece = os.pread(fd, min(size, _PIECE), at)
+        if not piece:
+            return -1
+        crc = crc32(piece, crc)
+        at += len(piece)
+        size -= len(piece)
+    return crc
+
+
+def _insert(
+    connection: apsw.Connection,
+    batch: Batch,
+    layout: Layout,
+    found: list[Found],
+    number: int,
+) -> int:
+    fresh = [record for record in found if _is_missing(connection, layout, record)]
+    if fresh:
+        with connection:
+            batch.insert(fresh, segment=number, end=found[-1].end)
+    return len(fresh)
+
+
+def _is_missing(connection: apsw.Connection, layout: Layout, record: Found) -> bool:
+    known = "SELECT 1 FROM message WHERE queue_id = ?"
+    if connection.execute(known, (record.queue_id,)).fetchone() is not None:
+        return False
+    if record.segment != PRIVATE:
+        return True
+    try:
+        size = os.stat(layout.private_path(record.queue_id)).st_size
+    except FileNotFoundError:
+        return False  # refused after all: the file was removed
+    return size == HEADER_BYTES + record.size + record.tail_size
+
+
+def remove_strays(connection: apsw.Connection, layout: Layout) -> int:
+    """Remove files that no row names; returns how many. Raises apsw.Error, OSError."""
+    removed = 0
+    for number in layout.segment_numbers():
+        known = "SELECT 1 FROM segment WHERE id = ? AND live > 0"
+        if connection.execute(known, (number,)).fetchone() is None:
+            os.unlink(layout.segment_path(number))
+            removed += 1
+    with os.scandir(layout.private) as entries:
+        for entry in entries:
+            queue_id = parse_queue_id(entry.name.removesuffix(".msg"))
+            known = "SELECT 1 FROM message WHERE queue_id = ? AND segment = 0"
+            if queue_id is None or connection.execute(known, (queue_id,)).fetchone() is None:
+                os.unlink(entry.path)
+                removed += 1
+    if removed:
+        observe.note("spool", f"removed {removed} files without a message")
+    return removed

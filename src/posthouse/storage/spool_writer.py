@@ -1,0 +1,391 @@
+"""The one thread that makes mail durable: group commit.
+
+All that arrived while one batch was being written forms the next. For a batch
+
+1. the records are appended to the segment and flushed (one fdatasync);
+2. one transaction inserts the rows, and applies what the relay settled;
+3. where the transaction holds more than insertions, the WAL is flushed too;
+4. the event loop hears of it in one call: listeners rung, futures resolved.
+
+An accepted message needs no flush of the WAL: its record alone is enough for the
+next start to take it in again (`spool_recovery`; docs/durability.md). That spares
+every batch half of its flushes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from zlib import crc32
+
+import apsw
+
+from posthouse import observe
+from posthouse.errors import StorageBroken, StorageError
+from posthouse.mail.envelope import Client, Envelope
+from posthouse.ports import Settlement
+from posthouse.storage.segments import (
+    HEADER_BYTES,
+    PRIVATE,
+    Layout,
+    Place,
+    SegmentWriter,
+    encode_tail,
+    pack_header,
+)
+from posthouse.storage.spool_batch import Batch
+from posthouse.storage.spool_clock import DueClock
+from posthouse.storage.spool_disk import Disk, translate
+from posthouse.storage.spool_upkeep import Upkeep
+
+T = TypeVar("T")
+_MOST_MESSAGES = 256
+_MOST_BYTES = 8 << 20
+_MOST_SETTLEMENTS = 2048
+
+
+class Accept:
+    """A message handed to the writer. `body_crc` is known for a private file, else None."""
+
+    __slots__ = (
+        "at", "body_crc", "chunks", "client", "due_us", "envelope", "error",
+        "future", "queue_id", "segment", "size", "tail", "tail_size",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        queue_id: int,
+        size: int,
+        chunks: list[bytes],
+        envelope: Envelope,
+        client: Client,
+        future: asyncio.Future[None] | None,
+        *,
+        body_crc: int | None = None,
+    ) -> None:
+        self.queue_id = queue_id
+        self.size = size
+        self.chunks = chunks
+        self.envelope = envelope
+        self.client = client
+        self.future = future
+        self.body_crc = body_crc
+        self.segment = self.at = self.due_us = self.tail_size = 0
+        self.tail = b""
+        self.error: StorageError | None = None
+
+
+Settle = tuple[Sequence[Settlement], "asyncio.Future[None]"]
+Call = tuple[Callable[[Batch, apsw.Connection], Any], "asyncio.Future[Any]"]
+Done = Callable[[list[Accept], list[Settle], StorageError | None], None]
+
+
+class Writer:
+    """Owns the writing connection and the open segment. `put_*` and `stop` are for the loop."""
+
+    def __init__(
+        self,
+        *,
+        connection: apsw.Connection,
+        batch: Batch,
+        layout: Layout,
+        disk: Disk,
+        segments: SegmentWriter,
+        due: DueClock,
+        done: Done,
+        failed: Callable[[StorageError], None],
+        wal_pages: int,
+    ) -> None:
+        self._connection = connection
+        self._disk = disk
+        self._layout = layout
+        self._segments = segments
+        self._due = due
+        self._done = done
+        self._failed = failed
+        self._batch = batch
+        self._upkeep = Upkeep(connection, layout, disk, segments, wal_pages=wal_pages)
+        self._loop = asyncio.get_running_loop()
+        self._accepts: deque[Accept] = deque()
+        self._settles: deque[Settle] = deque()
+        self._calls: deque[Call] = deque()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._woken = False
+        self._stopping = False
+        self._wal_fd: int | None = None
+        self._begin = 0  # where the batch under way begins in its segment
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take work."""
+        self._thread.start()
+
+    # ------------------------------------------------------------------ on the loop
+
+    def put_accept(self, accept: Accept) -> None:
+        """Make a message durable; its future tells."""
+        self._accepts.append(accept)
+        if not self._woken:
+            self._woken = True
+            # At the end of this turn of the loop: what else arrived in it shares the flush.
+            self._loop.call_soon(self._wake.put, None)
+
+    def put_settle(self, settlements: Sequence[Settlement]) -> asyncio.Future[None]:
+        """Apply what became of recipients."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._settles.append((settlements, future))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._wake.put, None)
+        return future
+
+    def put_call(self, work: Callable[[Batch, apsw.Connection], T]) -> asyncio.Future[T]:
+        """Run `work` in a transaction of its own, made durable."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._calls.append((work, future))
+        self._wake.put(None)
+        return future
+
+    async def stop(self) -> None:
+        """Finish what was handed over, then end the thread."""
+        self._stopping = True
+        self._wake.put(None)
+        await self._loop.run_in_executor(None, self._thread.join)
+
+    def put_try(self) -> asyncio.Future[None]:
+        """Try the disk and the database as intake will use them."""
+
+        def attempt(_batch: Batch, connection: apsw.Connection) -> None:
+            self._upkeep.try_disk()
+            connection.execute(
+                "UPDATE segment SET size = size WHERE id = (SELECT max(id) FROM segment)"
+            )
+
+        return self.put_call(attempt)
+
+    def put_copies(self, copies: Sequence[tuple[Place, bytes]]) -> asyncio.Future[None]:
+        """Append records of messages again and point their rows there (compaction)."""
+
+        def copy(batch: Batch, _connection: apsw.Connection) -> None:
+            at = self._segments.append([record for _, record in copies])
+            moves = []
+            for place, record in copies:
+                moves.append((place.queue_id, self._segments.number, at, place.segment))
+                at += len(record)
+            batch.move(moves, segment=self._segments.number, end=self._segments.end)
+
+        return self.put_call(copy)
+
+    # ------------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        while True:
+            self._wake.get()
+            self._woken = False
+            while self._accepts or self._settles or self._calls:
+                self._turn()
+                self._upkeep.between_batches(idle=not (self._accepts or self._settles))
+            if self._stopping:
+                break
+        self._segments.seal()
+        self._upkeep.close()
+        if self._wal_fd is not None:
+            os.close(self._wal_fd)
+        self._connection.close()
+
+    def _turn(self) -> None:
+        accepts = self._take_accepts()
+        settles = self._take_settles()
+        if accepts or settles:
+            self._commit_together(accepts, settles)
+        if self._calls:
+            self._call(*self._calls.popleft())
+
+    def _take_accepts(self) -> list[Accept]:
+        taken: list[Accept] = []
+        size = 0
+        waiting = self._accepts
+        while waiting and len(taken) < _MOST_MESSAGES and size < _MOST_BYTES:
+            accept = waiting.popleft()
+            size += accept.size if accept.body_crc is None else 0
+            taken.append(accept)
+        return taken
+
+    def _take_settles(self) -> list[Settle]:
+        taken: list[Settle] = []
+        size = 0
+        while self._settles and size < _MOST_SETTLEMENTS:
+            settle = self._settles.popleft()
+            size += len(settle[0])
+            taken.append(settle)
+        return taken
+
+    def _commit_together(self, accepts: list[Accept], settles: list[Settle]) -> None:
+        placed = self._append(accepts) if accepts else []
+        error = self._transact(placed, settles)
+        if error is not None and placed and settles:  # one may be fine without the other
+            alone = self._transact(placed, [])
+            if alone is not None:
+                self._segments.take_back(self._begin)
+            self._tell(accepts, [], alone)
+            accepts, placed = [], []
+            error = self._transact([], settles)
+        if error is not None and len(settles) > 1:  # a damaged page must not stop the rest
+            for settle in settles:
+                alone = self._transact([], [settle]) or self._flush_wal()
+                self._tell([], [settle], alone)
+            settles = []
+        if error is not None and placed:
+            self._segments.take_back(self._begin)
+        if error is None and settles:
+            self._upkeep.removed = True
+            # The messages accepted with them stand in any case: their records are flushed.
+            self._tell(accepts, [], None)
+            accepts = []
+            error = self._flush_wal()
+        if accepts or settles:
+            self._tell(accepts, settles, error)
+
+    def _tell(
+        self, accepts: list[Accept], settles: list[Settle], error: StorageError | None
+    ) -> None:
+        self._soon(self._done, accepts, settles, error)
+
+    def _soon(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    # ------------------------------------------------------------------ accept
+
+    def _append(self, accepts: list[Accept]) -> list[Accept]:
+        """Write and flush the records; returns those that are durable, marks the others."""
+        buffers: list[bytes] = []
+        placed: list[Accept] = []
+        offset = 0
+        for accept in accepts:
+            try:
+                accept.tail = tail = encode_tail(accept.envelope, accept.client)
+            except (UnicodeError, TypeError, ValueError) as error:
+                accept.error = StorageBroken(f"envelope cannot be stored: {error}")
+                continue
+            accept.tail_size = len(tail)
+            if accept.body_crc is None:
+                crc = 0
+                for chunk in accept.chunks:
+                    crc = crc32(chunk, crc)
+                buffers.append(pack_header(accept.queue_id, accept.size, crc, tail))
+                buffers += accept.chunks
+                accept.segment = -1  # known once written
+                accept.at = offset
+                offset += HEADER_BYTES + accept.size + len(tail)
+            else:
+                crc = accept.body_crc
+                header = pack_header(accept.queue_id, accept.size, crc, tail, private=True)
+                buffers.append(header)
+                accept.segment = PRIVATE
+                offset += HEADER_BYTES + len(tail)
+            buffers.append(tail)
+            placed.append(accept)
+        if not placed:
+            return []
+        try:
+            self._begin = begin = self._segments.append(buffers)
+        except OSError as error:
+            failure = translate(error, "cannot write a segment")
+            self._soon(self._failed, failure)
+            for accept in placed:
+                accept.error = failure
+            return []
+        for accept in placed:
+            if accept.segment == PRIVATE:
+                continue
+            accept.segment = self._segments.number
+            accept.at += begin
+        return placed
+
+    # ------------------------------------------------------------------ transactions
+
+    def _transact(self, placed: list[Accept], settles: list[Settle]) -> StorageError | None:
+        """Commit; returns why not. Nothing of it is visible then."""
+        if not placed and not settles:
+            return None
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            if placed:
+                self._batch.insert(placed, segment=self._segments.number, end=self._segments.end)
+            if settles:
+                self._batch.settle([s for settle in settles for s in settle[0]])
+            execute("COMMIT")
+        except (apsw.Error, OSError, UnicodeError, TypeError, ValueError) as error:
+            self._roll_back()
+            failure = translate(error, "cannot commit")
+            self._soon(self._failed, failure)
+            return failure
+        self._due.close_batch()
+        return None
+
+    def _roll_back(self) -> None:
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            self._batch.load_domains()
+        except apsw.Error as error:
+            observe.trouble("spool", "cannot roll back", error)
+        self._due.close_batch()
+
+    def _flush_wal(self) -> StorageError | None:
+        """Make all transactions so far durable."""
+        try:
+            if self._upkeep.wal_suspect:
+                self._upkeep.rescue_wal()
+                return None
+            if self._wal_fd is None:
+                path = self._layout.database.with_name("spool.db-wal")
+                self._wal_fd = self._disk.open_to_read(path)
+            self._disk.flush(self._wal_fd)
+        except (OSError, apsw.Error) as error:
+            # What the WAL holds on the disk is unknown from here on; a checkpoint
+            # carries it from the page cache into the database file.
+            self._upkeep.wal_suspect = True
+            failure = translate(error, "cannot flush the write-ahead log")
+            self._soon(self._failed, failure)
+            return failure
+        return None
+
+    def _call(
+        self, work: Callable[[Batch, apsw.Connection], Any], future: asyncio.Future[Any]
+    ) -> None:
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            result = work(self._batch, self._connection)
+            self._connection.execute("COMMIT")
+            self._due.close_batch()
+            self._upkeep.removed = True
+            failure = self._flush_wal()
+        except (apsw.Error, OSError, StorageError) as error:
+            self._roll_back()
+            failure = translate(error, "cannot commit")
+            self._soon(self._failed, failure)
+        except Exception as error:
+            self._roll_back()
+            failure = error
+        self._soon(_resolve, future, result, failure)
+
+
+def _resolve(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(result)
+    else:
+        future.set_exception(failure)
