@@ -59,7 +59,7 @@ def check_whole(
 ) -> None:
     """What no single value shows. Values that were wrong are None here."""
     _check_domains(domains, findings)
-    _check_next_hops(top, sections["relay"], domains, findings)
+    _check_next_hops(top, sections, domains, findings)
     _check_certificate(sections["smtp"], findings)
     if sections["relay"]["ca_file"] is not None:
         _check_readable(("relay", "ca_file"), sections["relay"]["ca_file"], findings.wrong)
@@ -97,14 +97,22 @@ def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
 
 def _check_next_hops(
     top: dict[str, Any],
-    relay: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
     domains: list[dict[str, Any]],
     findings: Findings,
 ) -> None:
+    relay = sections["relay"]
     own = {top["hostname"], *(relay["own_names"] or ()), *(relay["own_addresses"] or ())}
+    doors = {(door.address, door.port) for door in sections["smtp"]["listen"] or () if door.port}
     for index, domain in enumerate(domains):
         for at, hop in enumerate(domain["next_hop"] or ()):
-            if hop.host in own:
+            wildcard = "::" if ":" in hop.host else "0.0.0.0"
+            loops = hop.host == "::1" or hop.host.startswith("127.")
+            if (
+                hop.host in own
+                or (hop.host, hop.port) in doors
+                or (loops and (wildcard, hop.port) in doors)
+            ):
                 findings.wrong(
                     ("domain", index, "next_hop", at),
                     f"{hop} is this host: mail would go round in circles",

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from posthouse.config_values import (
     Endpoint,
@@ -43,6 +43,8 @@ class _Absent:
         self.name = name
 
 
+TlsMode = Literal["none", "opportunistic", "required", "verified"]
+
 REQUIRED: Final = _Absent("required")
 NONE: Final = _Absent("none")
 
@@ -73,7 +75,7 @@ class RelayConfig:
     probe_interval: timedelta
     retry: tuple[timedelta, ...]
     concurrency: int
-    tls: str
+    tls: TlsMode
     ca_file: Path | None
     own_names: tuple[str, ...]
     own_addresses: tuple[str, ...]
@@ -105,6 +107,7 @@ class SpoolConfig:
     """The store: [spool]. Sizes in octets."""
 
     segment_size: int
+    spill_size: int
     min_free: int
 
 
@@ -372,8 +375,8 @@ _LOG = (
         "tag",
         read_text,
         "postfix",
-        "The program name in log lines. Postfix's form for a second instance, so that filters made "
-        "for Postfix read it.",
+        "The program name in log lines, `TAG/smtpd[PID]`. Filters made for Postfix read `postfix`; "
+        "beside a real Postfix `postfix-posthouse` tells the two apart.",
     ),
 )
 
@@ -381,14 +384,20 @@ _SPOOL = (
     _key(
         "segment_size",
         read_size("1MiB", "1GiB"),
-        "64MiB",
+        "32MiB",
         "Bodies are appended to files of this size; a file goes when its last message is gone.",
+    ),
+    _key(
+        "spill_size",
+        read_size("16KiB", "16MiB"),
+        "256KiB",
+        "A longer message goes to a file of its own while it arrives, not to memory.",
     ),
     _key(
         "min_free",
         read_size("0B", "1TiB"),
-        "256MB",
-        "Refuse mail with 452 4.3.1 while the disk has less than this free. "
+        "256MiB",
+        "Refuse mail with 452 4.3.1 while the disk has less than this free (at most 3 % of it). "
         "Postfix: 1.5 times the largest message.",
     ),
 )

@@ -40,8 +40,9 @@ def connect_desks(config: Config) -> Iterator[tuple[list[socket.socket], bool]]:
     if not config.data_dir.is_dir():
         raise NodeUnreachable(f"{config.data_dir} does not exist: no node has run here yet")
     os.listdir(config.data_dir)  # a plain PermissionError now instead of a riddle later
-    if is_locked(config.data_dir):
-        yield _connect_workers(config.data_dir / "run"), True
+    connections = _connect_workers(config.data_dir)
+    if connections is not None:
+        yield connections, True
         return
     connection, pid = _fork_desk(config)
     try:
@@ -51,10 +52,12 @@ def connect_desks(config: Config) -> Iterator[tuple[list[socket.socket], bool]]:
         os.waitpid(pid, 0)
 
 
-def _connect_workers(run: Path) -> list[socket.socket]:
+def _connect_workers(data_dir: Path) -> list[socket.socket] | None:
+    """One connection a worker; None when no node runs."""
+    run = data_dir / "run"
     deadline = time.monotonic() + CONNECT_SECONDS
     connections: list[socket.socket] = []
-    while True:
+    while is_locked(data_dir):
         try:
             workers = int(json.loads((run / "node.json").read_bytes())["workers"])
             while len(connections) < workers:
@@ -65,7 +68,10 @@ def _connect_workers(run: Path) -> list[socket.socket]:
                 raise NodeUnreachable(
                     f"worker {len(connections)} does not answer; see the node's log"
                 ) from error
-            time.sleep(0.1)
+            time.sleep(0.05)
+    for connection in connections:
+        connection.close()
+    return None
 
 
 def _connect(directory: Path, name: str) -> socket.socket:
@@ -101,8 +107,9 @@ def _run_desk(config: Config, connection: socket.socket) -> NoReturn:
         owner = owner_of(config.data_dir)
         if owner is not None and os.geteuid() == 0:
             become(owner)
-        NodeLock(config.data_dir)
-        from posthouse.node_worker import serve_desk
+        (config.data_dir / "run").mkdir(mode=0o700, exist_ok=True)
+        NodeLock(config.data_dir, wait_seconds=CONNECT_SECONDS)
+        from posthouse.node_spools import serve_desk
 
         asyncio.run(serve_desk(config, connection))
         code = 0

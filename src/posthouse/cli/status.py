@@ -20,7 +20,7 @@ from posthouse.observe import clean
 from posthouse.ports import DomainTotals
 
 # The worst state of any worker is the one worth showing.
-_SEVERITY = {"blocked": 3, "down": 2, "up": 1, "idle": 0}
+_SEVERITY = {"up": 0, "down": 1, "held by DNS": 2, "blocked": 3}
 
 
 @click.command()
@@ -69,13 +69,14 @@ def merge_next_hops(workers: Iterable[WorkerStatus]) -> dict[str, NextHopStatus]
             if known is None:
                 merged[hop.next_hop] = hop
                 continue
-            worse = max((known, hop), key=lambda one: _SEVERITY.get(one.state, 2))
+            worse = max((known, hop), key=lambda one: _SEVERITY.get(one.state, 1))
             merged[hop.next_hop] = NextHopStatus(
                 next_hop=hop.next_hop,
                 state=worse.state,
                 since_us=worse.since_us,
                 why=worse.why,
                 sessions=known.sessions + hop.sessions,
+                in_hand=known.in_hand + hop.in_hand,
                 domains=tuple(dict.fromkeys((*known.domains, *hop.domains))),
             )
     return merged
@@ -115,6 +116,7 @@ def make_document(
                 "since": _tell(hop.since_us),
                 "why": hop.why,
                 "sessions": hop.sessions,
+                "in_hand": hop.in_hand,
                 "domains": hop.domains,
             }
             for hop in merge_next_hops(workers).values()

@@ -80,13 +80,14 @@ class Totals(msgspec.Struct, frozen=True, tag="totals"):
 
 
 class NextHopStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One next hop as a worker sees it. state: "up", "down", "blocked" or "idle"."""
+    """One next hop as a worker sees it. state: a word of `domain.nexthop`; in_hand: messages."""
 
     next_hop: str
     state: str
     since_us: int | None = None
     why: str = ""
     sessions: int = 0
+    in_hand: int = 0
     domains: tuple[str, ...] = ()
 
 

@@ -74,6 +74,8 @@ MISTAKES = [
     (SMALLEST.replace("name =", "next_hop ="), "2: domain.name: is missing"),
     (SMALLEST + '[[domain]]\nname = "EXAMPLE.COM"\n', "5: domain.name: example.com stands twice (line 3)"),
     (SMALLEST + 'next_hop = ["smtp://mx2.example.net"]\n', "4: domain.next_hop: smtp://mx2.example.net:25 is this host"),
+    (SMALLEST + 'next_hop = ["smtp://127.0.0.1"]\n', "4: domain.next_hop: smtp://127.0.0.1:25 is this host"),
+    (SMALLEST + 'next_hop = ["smtp://[::1]"]\n', "4: domain.next_hop: smtp://[::1]:25 is this host"),
     (SMALLEST + 'recipients = "missing"\n', "4: domain.recipients: "),
     (SMALLEST + 'recipients = { primary = "x" }\n', "4: domain.recipients: a paired primary is not supported"),
     (SMALLEST + '[smtp]\ncertificate = "cert.pem"\n', "4: smtp.private_key: is missing beside certificate"),

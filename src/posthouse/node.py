@@ -1,0 +1,193 @@
+"""A node: binds, steps down from root, starts its processes and watches over them.
+
+`serve` is the supervisor process: one thread, no event loop, no mail. It owns
+the listening sockets and the lock of the data directory; the control process
+and the mail workers are forked from it (`node_control`, `node_worker`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import json
+import os
+import pwd
+from pathlib import Path
+from typing import Final
+
+import posthouse
+from posthouse import observe
+from posthouse.config import load
+from posthouse.config_schema import Config
+from posthouse.errors import ConfigError
+from posthouse.node_control import run_control
+from posthouse.node_process import configure_log
+from posthouse.node_sockets import Listeners, open_listeners, raise_file_limit
+from posthouse.node_user import NodeLock, become, describe_self, find_user, prepare_data_dir
+from posthouse.node_worker import run_worker
+from posthouse.supervisor import Duty, Heartbeat, Supervisor, forbid_new_privileges
+
+# A stopping node or an operator's command holds the directory for a moment longer.
+LOCK_SECONDS: Final = 15.0
+# Open files of a worker beyond its sessions: relay, spool, logs.
+FILES_BESIDE: Final = 256
+
+
+def serve(file: Path) -> int:
+    """Run a node until SIGTERM; returns the exit code. Raises ConfigError, StorageBusy."""
+    config = load(file, lists_may_wait=True)
+    account = find_user(config.user) if config.user is not None else None
+    prepare_data_dir(config.data_dir, account)
+    configure_log(config, owner=None if account is None else account.pw_uid)
+    workers = config.workers or len(os.sched_getaffinity(0))
+    listeners = open_listeners(config.smtp.listen, workers)
+    file_limit = raise_file_limit()
+    if account is not None:
+        become(account)
+    forbid_new_privileges()
+    _check_access(config, account)
+    lock = NodeLock(config.data_dir, wait_seconds=LOCK_SECONDS)
+    try:
+        node = Node(config, workers, listeners)
+        node.tell(file_limit)
+        return node.run()
+    finally:
+        lock.release()
+
+
+class Node:
+    """The supervisor's side of a node: what is in force, and how its processes are made."""
+
+    def __init__(self, config: Config, workers: int, listeners: Listeners) -> None:
+        self._config = config
+        self._workers = workers
+        self._listeners = listeners
+        self._run_dir = config.data_dir / "run"
+
+    def run(self) -> int:
+        """Supervise until told to stop."""
+        for stale in self._run_dir.glob("worker-*.sock"):
+            stale.unlink()
+        duties = [Duty(name="control", run=self._run_control)]
+        for index in range(self._workers):
+            run = functools.partial(self._run_worker, index)
+            duties.append(Duty(name=f"worker {index}", run=run))
+        supervisor = Supervisor(
+            duties,
+            reload=self._reload,
+            release=self._listeners.close,
+            grace_seconds=self._config.shutdown_grace.total_seconds(),
+        )
+        # Shared pages stay shared when the collector of a child does not write to them.
+        gc.collect()
+        gc.freeze()
+        try:
+            return supervisor.run()
+        finally:
+            (self._run_dir / "node.json").unlink(missing_ok=True)
+            observe.note("master", "stopped")
+
+    def _run_control(self, heartbeat: Heartbeat) -> int:
+        self._listeners.close()
+        return run_control(self._config, heartbeat)
+
+    def _run_worker(self, index: int, heartbeat: Heartbeat) -> int:
+        self._listeners.close_others(index)
+        return run_worker(
+            self._config,
+            heartbeat,
+            index=index,
+            workers=self._workers,
+            listeners=self._listeners.by_worker[index],
+        )
+
+    # ------------------------------------------------------------------ what is told
+
+    def tell(self, file_limit: int) -> None:
+        """Log what was set up; write run/node.json for the operator's commands."""
+        config = self._config
+        for warning in config.warnings:
+            observe.note("master", f"warning: {warning}")
+        if os.geteuid() == 0:
+            observe.note("master", 'warning: running as root; set user = "…" to step down')
+        wanted = config.smtp.max_connections // self._workers + FILES_BESIDE
+        if file_limit < wanted:
+            observe.note(
+                "master",
+                f"warning: {file_limit} open files are allowed, max_connections wants {wanted}; "
+                "raise the limit (LimitNOFILE, ulimit -n)",
+            )
+        addresses = self._listeners.addresses()
+        observe.note(
+            "master",
+            f"posthouse {posthouse.__version__} starts: {config.hostname}, "
+            f"{self._workers} workers, on {', '.join(addresses)}, as {describe_self()}",
+        )
+        facts = {
+            "pid": os.getpid(),
+            "version": posthouse.__version__,
+            "config": str(config.file),
+            "workers": self._workers,
+            "listen": addresses,
+        }
+        draft = self._run_dir / "node.json.new"
+        draft.write_text(json.dumps(facts) + "\n")
+        draft.replace(self._run_dir / "node.json")
+
+    # ------------------------------------------------------------------ reload
+
+    def _reload(self) -> bool:
+        """Read the configuration again; True when the workers shall do so too."""
+        try:
+            new = load(self._config.file, lists_may_wait=True)
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                observe.alert("config", mistake)
+            observe.note("master", "reload refused: the old configuration stays in force")
+            return False
+        for name in find_fixed_changes(self._config, new):
+            observe.note("master", f"warning: {name} has changed: it counts after a restart")
+        # A worker that is replaced must find the world its siblings live in.
+        self._config = dataclasses.replace(
+            new, data_dir=self._config.data_dir, spool=self._config.spool
+        )
+        configure_log(self._config)
+        observe.note("master", "reloading")
+        return True
+
+
+def find_fixed_changes(old: Config, new: Config) -> list[str]:
+    """Keys that differ and that a running node cannot take up."""
+    fixed: dict[str, tuple[object, object]] = {
+        "data_dir": (old.data_dir, new.data_dir),
+        "user": (old.user, new.user),
+        "workers": (old.workers, new.workers),
+        "shutdown_grace": (old.shutdown_grace, new.shutdown_grace),
+        "smtp.listen": (old.smtp.listen, new.smtp.listen),
+        "relay.tls": (old.relay.tls, new.relay.tls),
+        "relay.ca_file": (old.relay.ca_file, new.relay.ca_file),
+        "relay.connect_timeout": (old.relay.connect_timeout, new.relay.connect_timeout),
+        "relay.reply_timeout": (old.relay.reply_timeout, new.relay.reply_timeout),
+        "[dns]": (old.dns, new.dns),
+        "[spool]": (old.spool, new.spool),
+    }
+    return [name for name, (before, after) in fixed.items() if before != after]
+
+
+def _check_access(config: Config, account: pwd.struct_passwd | None) -> None:
+    """See that what SIGHUP will read again can be read by who we are now. Raises ConfigError."""
+    who = "this user" if account is None else account.pw_name
+    mistakes = [
+        f"{key}: {path} cannot be read by {who}; its group may be allowed to (chgrp, chmod g+r)"
+        for key, path in (
+            ("smtp.certificate", config.smtp.certificate),
+            ("smtp.private_key", config.smtp.private_key),
+            ("relay.ca_file", config.relay.ca_file),
+        )
+        if path is not None and not os.access(path, os.R_OK)
+    ]
+    if mistakes:
+        raise ConfigError(mistakes)
+    if not os.access(config.file, os.R_OK):
+        observe.note("master", f"warning: {config.file} cannot be read by {who}: SIGHUP will fail")

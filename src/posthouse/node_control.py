@@ -1,0 +1,40 @@
+"""The control process: makes recipient lists from text files. If it dies, mail still flows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posthouse import node_settings
+from posthouse.config_schema import Config
+from posthouse.node_process import Process, clock_us, run_in_loop
+from posthouse.services.recipients import Publisher
+from posthouse.storage.recipient_lists import RecipientIndexes
+from posthouse.supervisor import Heartbeat
+
+
+def lists_directory(data_dir: Path) -> Path:
+    """Where the lists in force are kept."""
+    return data_dir / "recipients"
+
+
+def run_control(config: Config, heartbeat: Heartbeat) -> int:
+    """The duty of the control process: publish lists until SIGTERM."""
+    return run_in_loop(_control(config, heartbeat))
+
+
+async def _control(config: Config, heartbeat: Heartbeat) -> int:
+    indexes = RecipientIndexes(lists_directory(config.data_dir))
+    indexes.prepare()
+    publisher = Publisher(indexes, node_settings.make_sources(config), now_us=clock_us)
+
+    async def reload(new: Config) -> None:
+        publisher.set_sources(node_settings.make_sources(new))
+        await publisher.refresh()
+
+    process = Process(config, heartbeat, reload)
+    await publisher.refresh()
+    process.keep(publisher.run(), "watching recipient files")
+    process.serve()
+    await process.stopping.wait()
+    await process.end_tasks()
+    return 70 if process.failed else 0

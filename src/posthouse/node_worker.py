@@ -1,0 +1,259 @@
+"""A mail worker: names the concrete engines and wires them.
+
+One event loop; for each of its shards a spool, a relay and a sweeper. Its
+first shard takes new mail. Worker i of n has the shards i, i + n, i + 2n …:
+after `workers` was lowered, what lies in the shards of before still goes home.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+import posthouse
+from posthouse import node_settings, observe
+from posthouse.config_schema import Config
+from posthouse.interfaces.control import ControlDesk, ControlDoor
+from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
+from posthouse.interfaces.smtp_door import Doorkeeper
+from posthouse.node_control import lists_directory
+from posthouse.node_process import Process, clock_us, run_in_loop
+from posthouse.node_sockets import BACKLOG
+from posthouse.node_spools import close_spools, open_spools, shards_of_worker
+from posthouse.ports import Spool
+from posthouse.services.reception import Reception
+from posthouse.services.recipients import Directories
+from posthouse.services.relay import Relay
+from posthouse.services.sweeper import Sweeper
+from posthouse.storage.recipient_lists import RecipientIndexes
+from posthouse.supervisor import Heartbeat
+from posthouse.transports.resolver import DnsResolver
+from posthouse.transports.smtp_out import SmtpConnector
+from posthouse.transports.tls import TlsServer
+
+# What relay and disk get at the end when sessions have taken their whole grace.
+LAST_SECONDS: Final = 5.0
+
+
+def run_worker(
+    config: Config,
+    heartbeat: Heartbeat,
+    *,
+    index: int,
+    workers: int,
+    listeners: Sequence[socket.socket],
+) -> int:
+    """The duty of worker `index` of `workers`: take mail and bring it home until SIGTERM."""
+    return run_in_loop(_work(config, heartbeat, index, workers, listeners))
+
+
+async def _work(
+    config: Config,
+    heartbeat: Heartbeat,
+    index: int,
+    workers: int,
+    listeners: Sequence[socket.socket],
+) -> int:
+    worker = Worker(config, heartbeat, index=index, workers=workers, listeners=listeners)
+    await worker.open()
+    try:
+        await worker.process.stopping.wait()
+    finally:
+        await worker.close()
+    return 70 if worker.process.failed else 0
+
+
+class _Homeward:
+    """What brings the mail of one shard home."""
+
+    def __init__(self, spool: Spool, config: Config, relay: Relay, out: SmtpConnector) -> None:
+        self.relay = relay
+        self.out = out
+        self.sweeper = Sweeper(
+            spool=spool, keep_for=node_settings.make_keep_for(config), clock_us=clock_us
+        )
+
+    async def stop(self, grace_seconds: float) -> None:
+        await self.sweeper.stop()
+        await self.relay.stop(grace_seconds)
+        await self.out.close()
+
+
+class Worker:
+    """See the module. `open` and `close` are called once each, in the loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        heartbeat: Heartbeat,
+        *,
+        index: int,
+        workers: int,
+        listeners: Sequence[socket.socket],
+    ) -> None:
+        self.process = Process(config, heartbeat, self._reload)
+        self._index = index
+        self._workers = workers
+        self._listeners = listeners
+        self._started_us = clock_us()
+        self._servers: list[asyncio.Server] = []
+        self._spools: list[Spool] = []
+        self._homeward: list[_Homeward] = []
+        self._resolver = DnsResolver(
+            [str(server) for server in config.dns.servers] or None,
+            lifetime_seconds=config.dns.timeout.total_seconds(),
+        )
+        self._tls = _open_tls(config)
+        self._directories = Directories(
+            RecipientIndexes(lists_directory(config.data_dir)),
+            [domain.name for domain in config.domains],
+        )
+
+    # ------------------------------------------------------------------ life
+
+    async def open(self) -> None:
+        """Recover the shards, then take mail. Raises StorageError, OSError."""
+        config = self.process.config
+        shards = shards_of_worker(config.data_dir, self._index, self._workers)
+        self._spools = await open_spools(config, shards)
+        self._reception = Reception(
+            node_settings.make_reception(config),
+            spool=self._spools[0],
+            directories=self._directories,
+            clock_us=clock_us,
+        )
+        self._keeper = Doorkeeper(
+            node_settings.make_door(config, self._workers),
+            reception=self._reception,
+            resolver=self._resolver,
+            tls=self._tls,
+        )
+        self._homeward = [self._make_homeward(spool) for spool in self._spools]
+        self._control = ControlDoor(
+            ControlDesk(
+                self._spools, clock_us=clock_us, status=self._describe, moved=self._on_moved
+            )
+        )
+        await self._control.open(config.data_dir / "run" / f"worker-{self._index}.sock")
+        self._keeper.start()
+        for homeward in self._homeward:
+            homeward.relay.start()
+            homeward.sweeper.start()
+        self.process.keep(self._directories.run(), "watching recipient lists")
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            self._servers.append(
+                await loop.create_server(self._keeper.make_session, sock=listener, backlog=BACKLOG)
+            )
+        self.process.serve()
+
+    def _make_homeward(self, spool: Spool) -> _Homeward:
+        config = self.process.config
+        out = SmtpConnector(node_settings.make_out(config), spool.open_body)
+        relay = Relay(
+            spool=spool,
+            connector=out,
+            resolver=self._resolver,
+            routes=node_settings.make_routes(config),
+            settings=node_settings.make_relay(config, self._workers, self._addresses()),
+            clock_us=clock_us,
+            dice=random.Random(),
+        )
+        return _Homeward(spool, config, relay, out)
+
+    async def close(self) -> None:
+        """Let sessions finish, then everything else, at most `shutdown_grace` and a little."""
+        grace = self.process.config.shutdown_grace.total_seconds()
+        for server in self._servers:
+            server.close()
+        await self.process.end_tasks()
+        leaving = asyncio.ensure_future(self._keeper.leave(grace))
+        hurry = asyncio.ensure_future(self.process.hurry.wait())
+        await asyncio.wait((leaving, hurry), return_when=asyncio.FIRST_COMPLETED)
+        if not leaving.done():
+            await self._keeper.leave(0)
+            await leaving
+        hurry.cancel()
+        await asyncio.gather(*(one.stop(LAST_SECONDS) for one in self._homeward))
+        await self._control.close()
+        await close_spools(self._spools)
+        observe.gather_with(None)
+
+    # ------------------------------------------------------------------ changes
+
+    async def _reload(self, config: Config) -> None:
+        """Put a new configuration in force; what needs a restart the supervisor has told."""
+        self._reload_tls(config)
+        self._reception.reload(node_settings.make_reception(config))
+        self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
+        self._directories.set_domains([domain.name for domain in config.domains])
+        settings = node_settings.make_relay(config, self._workers, self._addresses())
+        for homeward in self._homeward:
+            homeward.relay.reload(node_settings.make_routes(config), settings)
+            homeward.sweeper.reload(node_settings.make_keep_for(config))
+        observe.note("master", f"worker {self._index}: reloaded")
+
+    def _reload_tls(self, config: Config) -> None:
+        old, new = self.process.config.smtp, config.smtp
+        same = (old.certificate, old.private_key) == (new.certificate, new.private_key)
+        if same and self._tls is not None:
+            self._tls.reload()
+        else:
+            self._tls = _open_tls(config)
+            self._keeper.tls = self._tls
+
+    def _on_moved(self) -> None:
+        for homeward in self._homeward:
+            homeward.relay.retry()
+
+    def _addresses(self) -> list[str]:
+        """Where we listen, without ports; sockets of other families have none."""
+        names = [listener.getsockname() for listener in self._listeners]
+        return [name[0] for name in names if isinstance(name, tuple)]
+
+    # ------------------------------------------------------------------ what operators see
+
+    def _describe(self) -> WorkerStatus:
+        alerts = [alert for homeward in self._homeward for alert in homeward.relay.alerts()]
+        return WorkerStatus(
+            pid=os.getpid(),
+            shards=tuple(spool.shard for spool in self._spools),
+            version=posthouse.__version__,
+            started_us=self._started_us,
+            sessions=len(self._keeper.sessions),
+            counters=msgspec.structs.asdict(observe.counters),
+            next_hops=tuple(
+                NextHopStatus(
+                    next_hop=hop.next_hop,
+                    state=str(hop.state),
+                    since_us=hop.since_us,
+                    why=hop.why,
+                    sessions=hop.sessions,
+                    in_hand=hop.in_hand,
+                    domains=hop.domains,
+                )
+                for homeward in self._homeward
+                for hop in homeward.relay.status()
+            ),
+            alerts=tuple(
+                AlertStatus(kind=alert.kind, text=alert.text, since_us=alert.since_us)
+                for alert in alerts
+            ),
+            intake_problem=self._spools[0].intake_problem(),
+            recipients={
+                domain: dict(facts) for domain, facts in self._directories.describe().items()
+            },
+        )
+
+
+def _open_tls(config: Config) -> TlsServer | None:
+    smtp = config.smtp
+    if smtp.certificate is None or smtp.private_key is None:
+        return None
+    return TlsServer(smtp.certificate, smtp.private_key)
