@@ -254,7 +254,7 @@ class ClientSession:
             not self._expected or self._expected[0][0] is Awaited.QUIT
         )
         in_order = self._ready and idle and (self._useful > 0 or self._quitting)
-        self._end(why, Ended(failure=None if in_order else why, stage=self._stage()))
+        self._end(why, Ended() if in_order else Ended(failure=why, stage=self._stage()))
         return self._take_events()
 
     # ------------------------------------------------------------------ replies
