@@ -73,7 +73,7 @@ class Node:
         for index in range(self._workers):
             run = functools.partial(self._run_worker, index)
             duties.append(Duty(name=f"worker {index}", run=run))
-        supervisor = Supervisor(
+        supervisor = self._supervisor = Supervisor(
             duties,
             reload=self._reload,
             release=self._listeners.close,
@@ -100,6 +100,7 @@ class Node:
             index=index,
             workers=self._workers,
             listeners=self._listeners.by_worker[index],
+            lists_ready=functools.partial(self._supervisor.is_ready, "control"),
         )
 
     # ------------------------------------------------------------------ what is told

@@ -11,7 +11,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -39,6 +39,8 @@ from posthouse.transports.tls import TlsServer
 
 # What relay and disk get at the end when sessions have taken their whole grace.
 LAST_SECONDS: Final = 5.0
+# How long the first mail ever may wait for the first list ever.
+LISTS_SECONDS: Final = 5.0
 
 
 def run_worker(
@@ -48,25 +50,21 @@ def run_worker(
     index: int,
     workers: int,
     listeners: Sequence[socket.socket],
+    lists_ready: Callable[[], bool],
 ) -> int:
-    """The duty of worker `index` of `workers`: take mail and bring it home until SIGTERM."""
-    return run_in_loop(_work(config, heartbeat, index, workers, listeners))
+    """The duty of worker `index` of `workers`: take mail and bring it home until SIGTERM.
 
+    lists_ready: tells whether the control process has published all lists there are.
+    """
 
-async def _work(
-    config: Config,
-    heartbeat: Heartbeat,
-    index: int,
-    workers: int,
-    listeners: Sequence[socket.socket],
-) -> int:
-    worker = Worker(config, heartbeat, index=index, workers=workers, listeners=listeners)
-    await worker.open()
-    try:
+    async def work() -> int:
+        worker = Worker(config, heartbeat, index=index, workers=workers, listeners=listeners)
+        await worker.open(lists_ready)
         await worker.process.stopping.wait()
-    finally:
         await worker.close()
-    return 70 if worker.process.failed else 0
+        return 70 if worker.process.failed else 0
+
+    return run_in_loop(work())
 
 
 class _Homeward:
@@ -117,7 +115,7 @@ class Worker:
 
     # ------------------------------------------------------------------ life
 
-    async def open(self) -> None:
+    async def open(self, lists_ready: Callable[[], bool]) -> None:
         """Recover the shards, then take mail. Raises StorageError, OSError."""
         config = self.process.config
         shards = shards_of_worker(config.data_dir, self._index, self._workers)
@@ -141,6 +139,7 @@ class Worker:
             )
         )
         await self._control.open(config.data_dir / "run" / f"worker-{self._index}.sock")
+        await self._await_lists(lists_ready)
         self._keeper.start()
         for homeward in self._homeward:
             homeward.relay.start()
@@ -152,6 +151,17 @@ class Worker:
                 await loop.create_server(self._keeper.make_session, sock=listener, backlog=BACKLOG)
             )
         self.process.serve()
+
+    async def _await_lists(self, ready: Callable[[], bool]) -> None:
+        """At the very first start: wait a little for the lists rather than say 451."""
+        indexes = RecipientIndexes(lists_directory(self.process.config.data_dir))
+        sources = node_settings.make_sources(self.process.config)
+        deadline = asyncio.get_running_loop().time() + LISTS_SECONDS
+        while any(indexes.get_version(domain) is None for domain in sources):
+            if ready() or asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(0.02)
+        self._directories.refresh()
 
     def _make_homeward(self, spool: Spool) -> _Homeward:
         config = self.process.config

@@ -148,6 +148,10 @@ class Supervisor:
             self._kill_all()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def is_ready(self, name: str) -> bool:
+        """Tell whether a duty serves now; may be asked in children too."""
+        return any(child.heartbeat.read()[1] for child in self._children if child.duty.name == name)
+
     # ------------------------------------------------------------------ signals
 
     def _patience(self) -> float:

@@ -84,6 +84,22 @@ config_option = click.option(
 )
 
 
+def _take_config(context: click.Context, _option: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.obj = value
+
+
+# For the commands of a group that has `config_option`: -c is understood in either place.
+inner_config_option = click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    expose_value=False,
+    callback=_take_config,
+    help="Configuration file.",
+)
+
+
 def find_config(given: Path | None) -> Path:
     """The file to read: the one given, else the first default that exists."""
     if given is not None:
@@ -92,9 +108,7 @@ def find_config(given: Path | None) -> Path:
         if candidate.exists():
             return candidate
     raise ConfigError(
-        [
-            f"there is neither ./{DEFAULT_FILES[0]} nor {DEFAULT_FILES[1]}; use --config FILE"
-        ]
+        [f"there is neither ./{DEFAULT_FILES[0]} nor {DEFAULT_FILES[1]}; use --config FILE"]
     )
 
 

@@ -14,7 +14,13 @@ import msgspec
 
 from posthouse.cli.desks import DeskError, Desks
 from posthouse.cli.export import export_message, iterate_with_fields
-from posthouse.cli.main import EX_NOTHING, EX_UNAVAILABLE, config_option, find_config
+from posthouse.cli.main import (
+    EX_NOTHING,
+    EX_UNAVAILABLE,
+    config_option,
+    find_config,
+    inner_config_option,
+)
 from posthouse.cli.selection import is_unrestricted, parse_id, selection_options
 from posthouse.cli.texts import describe_message, message_document, message_lines, tell_size
 from posthouse.config import load
@@ -50,6 +56,7 @@ def open_desks(context: click.Context) -> Iterator[Desks]:
 @selection_options
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many messages.")
 @json_option
+@inner_config_option
 @click.pass_context
 def list_(context: click.Context, selection: Selection, limit: int | None, as_json: bool) -> int:
     """List messages, oldest first."""
@@ -78,6 +85,7 @@ def list_(context: click.Context, selection: Selection, limit: int | None, as_js
 @click.argument("queue_id", metavar="ID")
 @click.option("--raw", is_flag=True, help="The stored octets and nothing else.")
 @json_option
+@inner_config_option
 @click.pass_context
 def show(context: click.Context, queue_id: str, raw: bool, as_json: bool) -> int:
     """Show one message: its envelope, its recipients and its header section."""
@@ -121,6 +129,7 @@ def _acting(
     @click.option("--dry-run", is_flag=True, help="Only count what is meant.")
     @click.option("--yes", is_flag=True, help="Do not ask.")
     @json_option
+    @inner_config_option
     @click.pass_context
     def command(
         context: click.Context,
@@ -200,6 +209,7 @@ _acting(OperatorAction.DELETE, "deleted", "Delete recipients for good. Asks firs
     help='Directory for ID.eml files; "-" writes a single message to standard output.',
 )
 @json_option
+@inner_config_option
 @click.pass_context
 def export(
     context: click.Context, selection: Selection, everything: bool, output: Path, as_json: bool

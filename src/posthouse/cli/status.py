@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def format_screen(document: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{document['hostname']}: posthouse {document['version']}, "
             f"{len(document['workers'])} workers, {sessions} sessions, "
-            f"up since {document['started_at']}"
+            f"up since {_local(document['started_at'])}"
         )
         yield (
             f"accepted {counters.get('messages_accepted', 0):,} messages "
@@ -198,7 +199,7 @@ def format_screen(document: dict[str, Any]) -> Iterator[str]:
                 (
                     row["next_hop"],
                     row["state"],
-                    row["since"] or "-",
+                    _local(row["since"]),
                     str(row["sessions"]),
                     clean(row["why"]) or "-",
                 )
@@ -209,8 +210,15 @@ def format_screen(document: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield "ALERTS"
         for alert in document["alerts"]:
-            since = f" (since {alert['since']})" if alert["since"] else ""
+            since = f" (since {_local(alert['since'])})" if alert["since"] else ""
             yield f"  {alert['kind']}: {clean(alert['text'])}{since}"
+
+
+def _local(instant: str | None) -> str:
+    """An RFC 3339 instant in local time, to the second."""
+    if not instant:
+        return "-"
+    return f"{datetime.fromisoformat(instant).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _tell_list(facts: dict[str, Any] | None) -> str:
@@ -220,7 +228,7 @@ def _tell_list(facts: dict[str, Any] | None) -> str:
     if facts.get("catch_all"):
         told += " + catch-all"
     if facts.get("loaded_at"):
-        told += f", loaded {facts['loaded_at']}"
+        told += f", loaded {_local(str(facts['loaded_at']))}"
     if facts.get("problem"):
         told += f"; {clean(str(facts['problem']))}"
     return told
