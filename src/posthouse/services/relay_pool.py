@@ -176,37 +176,42 @@ class SessionPool:
         self._opening += 1
         task = self._start(self._open_session())
         self._openers.add(task)
-        task.add_done_callback(self._opened)
-
-    def _opened(self, task: asyncio.Task[None]) -> None:
-        self._opening -= 1
-        self._openers.discard(task)
+        task.add_done_callback(self._openers.discard)
 
     async def _open_session(self) -> None:
-        way = await self._leader.find_way()
-        failures = []
-        for target in self._lucky_first(way.targets):
+        failures: list[tuple[Target, NextHopFailure]] = []
+        try:
+            way = await self._leader.find_way()
+            opened = await self._connect_first(way.targets, failures)
+        finally:
+            self._opening -= 1
+        if opened is not None:
+            self._welcome(*opened)
+        elif self._lanes:  # it serves us, only not with more sessions
+            self._growth_paused = True
+            self.means.later(self.means.settings.probe_interval_us / 1e6, self._resume_growth)
+        elif self.queue.is_open and not self._opening:  # else another one is still trying
+            if way.obstacle is not None:
+                self._leader.obstructed(way)
+            elif failures:
+                self._leader.failed(failures)
+
+    async def _connect_first(
+        self, targets: Sequence[Target], failures: list[tuple[Target, NextHopFailure]]
+    ) -> tuple[Lane, Session] | None:
+        """Connect to the first target that greets us; failures are added to the list."""
+        for target in self._lucky_first(targets):
             if not self.queue.is_open:
-                return
+                return None
             lane = Lane(self, target)
             try:
-                session = await self.means.connector.connect(target, lane)
+                return lane, await self.means.connector.connect(target, lane)
             except NextHopFailure as failure:
                 failures.append((target, failure))
                 self._unreachable[target] = (
                     self.means.clock_us() + self.means.settings.probe_interval_us
                 )
-            else:
-                self._welcome(lane, session)
-                return
-        if self._lanes:  # it serves us, only not with more sessions
-            self._growth_paused = True
-            self.means.later(self.means.settings.probe_interval_us / 1e6, self._resume_growth)
-        elif self._opening <= 1 and self.queue.is_open:  # else another one is still trying
-            if way.obstacle is not None:
-                self._leader.obstructed(way)
-            else:
-                self._leader.failed(failures)
+        return None
 
     def _welcome(self, lane: Lane, session: Session) -> None:
         lane.session = session
