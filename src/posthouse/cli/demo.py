@@ -13,6 +13,7 @@ import signal
 import smtplib
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,7 @@ class Teller:
     def __init__(self) -> None:
         self._live = sys.stdout.isatty()
         self._step = 0
+        self._last = ""
         self._began = time.monotonic()
 
     def title(self, text: str) -> None:
@@ -53,7 +55,11 @@ class Teller:
     def count(self, text: str, queued: int) -> None:
         """Show the queue as it moves; only the last state stays on a terminal."""
         line = f"   {text:<34} queue: {queued:>4}"
-        click.echo(f"\r{line}" if self._live else line, nl=not self._live)
+        if self._live:
+            click.echo(f"\r{line}", nl=False)
+        elif line != self._last:
+            click.echo(line)
+        self._last = line
 
     def settle(self) -> None:
         """End a line of `count`."""
@@ -106,7 +112,7 @@ def rehearse(stage: Stage, teller: Teller, messages: int) -> None:
     """All steps in order. Raises RehearsalError, OSError or smtplib.SMTPException."""
     click.secho("An outage, rehearsed on 127.0.0.1", bold=True)
     click.echo(f"\nThe whole configuration of the backup ({stage.config.name}):\n")
-    click.echo("".join(f"    {line}\n" for line in stage.config.read_text().splitlines()), nl=False)
+    click.echo(textwrap.indent(stage.config.read_text(), "    "), nl=False)
 
     teller.title(f"The primary of {DOMAIN} is up, and so is the backup")
     stage.start_primary()

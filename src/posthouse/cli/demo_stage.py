@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from posthouse.cli.demo_mail import DOMAIN, MAILBOXES
+from posthouse.cli.demo_mail import DOMAIN, MAILBOXES, ask_for
 from posthouse.errors import PosthouseError
 
 # Far longer than anything here takes; a machine may be busy.
@@ -79,7 +79,7 @@ class Stage:
             self._primary = None
 
     def start_backup(self) -> None:
-        """Start `posthouse serve` and wait until it answers."""
+        """Start `posthouse serve` and wait until it answers and has read who exists."""
         with self.log.open("ab") as log:
             self._backup = subprocess.Popen(
                 _posthouse("serve", "-c", str(self.config)),
@@ -90,6 +90,8 @@ class Stage:
                 preexec_fn=_die_with_parent,  # no threads run here
             )
         self._wait_for_greeting(self._backup, self.backup_port, "the backup")
+        known = f"{MAILBOXES[0]}@{DOMAIN}"
+        wait_until(lambda: ask_for(self.backup_port, known)[:1] == "2", f"{known} is known")
 
     def kill_backup(self) -> None:
         """kill -9 every process of the backup, and wait until nobody answers."""
