@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from posthouse import observe
-from posthouse.errors import BodyDamaged, StorageError
+from posthouse.errors import BodyDamaged, StorageBroken, StorageError
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.queueid import format_queue_id, make_queue_id, time_us_of
 from posthouse.ports import (
@@ -75,6 +75,7 @@ class _MemoryIncoming:
         self.size_bytes = 0
         self.chunks: list[bytes] = []
         self._undrained = 0
+        self.taken = False  # commit or discard was called
 
     def write(self, data: bytes) -> bool:
         self.chunks.append(bytes(data))
@@ -89,7 +90,9 @@ class _MemoryIncoming:
             raise self._spool.trouble
 
     def discard(self) -> None:
-        self.chunks.clear()
+        if not self.taken:
+            self.taken = True
+            self.chunks.clear()
 
 
 class _MemoryBody:
@@ -138,6 +141,10 @@ class MemorySpool:
         assert isinstance(incoming, _MemoryIncoming)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
+        if incoming.taken or not envelope.recipients:
+            future.set_exception(StorageBroken("this message cannot be committed"))
+            return future
+        incoming.taken = True
         loop.call_soon(self._store, incoming, envelope, client, future)
         return future
 
