@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ipaddress
+from typing import cast
 
 from posthouse import observe
 from posthouse.errors import PosthouseError, TlsFailed
@@ -198,7 +199,7 @@ class SmtpDoor(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, or turn away."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
         self._transport = transport
         peer = transport.get_extra_info("peername")
         if not peer:  # gone before we looked
