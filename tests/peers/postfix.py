@@ -180,6 +180,7 @@ class Postfix:
         relay_port: int,
         domain: str = "example.com",
         recipients: Iterable[str] = (),
+        recipient_map: str = "",
         hostname: str = "mx2.example.net",
         parameters: Mapping[str, str] | None = None,
         directory: Path | None = None,
@@ -188,7 +189,8 @@ class Postfix:
     ) -> Self:
         """A backup MX for `domain`, tuned fairly, that relays to 127.0.0.1:`relay_port`.
 
-        recipients: addresses, put in an lmdb map as relay_recipient_maps.
+        recipients: addresses, put in an lmdb map as relay_recipient_maps; or
+        recipient_map: a map that was made before, such as "lmdb:/path".
         Raised: process limits, the concurrency of one destination (to the 20
         of our own default), the limits on errors and rates of a client;
         in_flow_delay, which throttles input when the queue grows, is off.
@@ -218,16 +220,13 @@ class Postfix:
             process_limit=process_limit,
             log=log,
         )
-        source = instance.config_directory / "recipients"
-        with source.open("w") as file:
-            file.writelines(f"{address} x\n" for address in recipients)
-        _run(
-            find_program("postmap", "postfix"),
-            "-c",
-            str(instance.config_directory),
-            f"lmdb:{source}",
-        )
-        instance.set_parameters({"relay_recipient_maps": f"lmdb:{source}"})
+        if not recipient_map:
+            source = instance.config_directory / "recipients"
+            with source.open("w") as file:
+                file.writelines(f"{address} x\n" for address in recipients)
+            make_recipient_map(source)
+            recipient_map = f"lmdb:{source}"
+        instance.set_parameters({"relay_recipient_maps": recipient_map})
         return instance
 
     # ----------------------------------------------------------------- running
@@ -448,6 +447,11 @@ class Postfix:
             link = self.config_directory / name
             with contextlib.suppress(FileExistsError):
                 link.symlink_to(Path(_default("config_directory")) / name)
+
+
+def make_recipient_map(source: Path) -> None:
+    """Compile a file of "address x" lines to `source`.lmdb; use it as "lmdb:`source`"."""
+    _run(find_program("postmap", "postfix"), f"lmdb:{source}")
 
 
 def _check_searchable(directory: Path) -> None:
