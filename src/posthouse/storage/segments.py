@@ -185,6 +185,11 @@ class SegmentWriter:
         """True while the segment `number` takes more records."""
         return self._fd is not None
 
+    @property
+    def worth_giving_back(self) -> bool:
+        """True when the open segment is so large that it should be given back once empty."""
+        return self.end * 8 >= self._limit
+
     def append(self, buffers: list[bytes]) -> int:
         """Write and flush one batch; returns where it begins. Raises OSError: nothing stands."""
         if self._fd is None or self.end >= self._limit:

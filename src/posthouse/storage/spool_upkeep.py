@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import apsw
 
 from posthouse import observe
+from posthouse.errors import StorageError
 from posthouse.storage import schema
 from posthouse.storage.segments import Layout, SegmentWriter
 from posthouse.storage.spool_disk import Disk
 
 _SEGMENTS_AT_ONCE = 4
 _PRIVATE_AT_ONCE = 64
-_SEAL_EMPTY_BYTES = 4 << 20
-"""An open segment without a message is given back when it is this large."""
 _VACUUM_PAGES = 256
 _FREE_PAGES_KEPT = 1024
 _PATIENCE_BATCHES = 32
@@ -37,11 +37,13 @@ class Upkeep:
         segments: SegmentWriter,
         *,
         wal_pages: int,
+        flush_wal: Callable[[], StorageError | None],
     ) -> None:
         self._connection = connection
         self._layout = layout
         self._disk = disk
         self._segments = segments
+        self._flush_wal = flush_wal
         self._wal_limit = wal_pages
         self._checkpoint_at = wal_pages
         self._wal_pages = 0
@@ -76,8 +78,8 @@ class Upkeep:
     def _remove_files(self) -> None:
         """Unlink segments and private files that hold no message.
 
-        Only called when the transactions that emptied them are durable: otherwise
-        a crash could bring back rows without their octets.
+        First the WAL is flushed: a crash must not bring back rows without their
+        octets, nor lose a private message together with the record that points to it.
         """
         if self.wal_suspect:
             return
@@ -85,11 +87,13 @@ class Upkeep:
         row: Any = self._connection.execute(schema.GONE).fetchone()
         segments, private = json.loads(row[0]), json.loads(row[1])
         if self._segments.is_open and self._segments.number in segments:
-            if self._segments.end >= _SEAL_EMPTY_BYTES:
+            if self._segments.worth_giving_back:
                 self._segments.seal()
             else:
                 segments.remove(self._segments.number)
         if not segments and not private:
+            return
+        if self._flush_wal() is not None:
             return
         self.removed = len(segments) > _SEGMENTS_AT_ONCE or len(private) > _PRIVATE_AT_ONCE
         segments, private = segments[:_SEGMENTS_AT_ONCE], private[:_PRIVATE_AT_ONCE]

@@ -109,7 +109,9 @@ class Writer:
         self._done = done
         self._failed = failed
         self._batch = batch
-        self._upkeep = Upkeep(connection, layout, disk, segments, wal_pages=wal_pages)
+        self._upkeep = Upkeep(
+            connection, layout, disk, segments, wal_pages=wal_pages, flush_wal=self._flush_wal
+        )
         self._loop = asyncio.get_running_loop()
         self._accepts: deque[Accept] = deque()
         self._settles: deque[Settle] = deque()
@@ -202,7 +204,13 @@ class Writer:
         accepts = self._take_accepts()
         settles = self._take_settles()
         if accepts or settles:
-            self._commit_together(accepts, settles)
+            try:
+                self._commit_together(accepts, settles)
+            except Exception as error:  # ours to mend, but the thread must live and nobody hang
+                observe.trouble("spool", "a batch failed in an unforeseen way", error)
+                self._roll_back()
+                self._segments.seal()
+                self._tell(accepts, settles, StorageBroken(f"internal error: {error!r}"))
         if self._calls:
             self._call(*self._calls.popleft())
 
