@@ -163,11 +163,13 @@ def _posthouse(*arguments: str) -> tuple[str, ...]:
 
 
 def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """True while a process of the group runs; one that nobody has reaped yet does not (proc(5))."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, its_group = status.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def _die_with_parent() -> None:
