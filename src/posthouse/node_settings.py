@@ -55,12 +55,12 @@ def make_door(config: Config, workers: int) -> DoorSettings:
     )
 
 
-def make_relay(config: Config, workers: int, listening: Iterable[str]) -> RelaySettings:
-    """How one of `workers` relays works. listening: addresses our sockets are bound to."""
+def make_relay(config: Config, workers: int, listening: Iterable[tuple[str, int]]) -> RelaySettings:
+    """How one of `workers` relays works. listening: addresses and ports of our sockets."""
     relay = config.relay
     return RelaySettings(
         own_names=frozenset((config.hostname, *relay.own_names)),
-        own_addresses=frozenset((*relay.own_addresses, *_expand(listening))),
+        own_addresses=frozenset((*relay.own_addresses, *_expand(listening, relay.mx_port))),
         probe_interval_us=_us(relay.probe_interval),
         retry_us=tuple(map(_us, relay.retry)),
         concurrency=share(relay.concurrency, workers),
@@ -120,11 +120,17 @@ def _us(span: timedelta) -> int:
 # --------------------------------------------------------------------------- our addresses
 
 
-def _expand(listening: Iterable[str]) -> Iterator[str]:
-    """Bound addresses; a wildcard stands for all that this host has now."""
-    for text in listening:
-        if not ip_address(text).is_unspecified:
-            yield text
+def _expand(listening: Iterable[tuple[str, int]], mx_port: int) -> Iterator[str]:
+    """Bound addresses; a wildcard stands for all that this host has now.
+
+    Whoever listens on one loopback address at a port of its own shares it with
+    others: there only the port that mail would be sent to makes it ours.
+    """
+    for text, port in listening:
+        address = ip_address(text)
+        if not address.is_unspecified:
+            if not address.is_loopback or port == mx_port:
+                yield text
             continue
         yield from ("127.0.0.0/8", "::1")
         try:

@@ -222,10 +222,10 @@ class Worker:
         for homeward in self._homeward:
             homeward.relay.retry()
 
-    def _addresses(self) -> list[str]:
-        """Where we listen, without ports; sockets of other families have none."""
+    def _addresses(self) -> list[tuple[str, int]]:
+        """Where we listen; sockets of other families have no address."""
         names = [listener.getsockname() for listener in self._listeners]
-        return [name[0] for name in names if isinstance(name, tuple)]
+        return [(name[0], name[1]) for name in names if isinstance(name, tuple)]
 
     # ------------------------------------------------------------------ what operators see
 
