@@ -27,6 +27,7 @@ from posthouse.errors import StorageError
 from posthouse.ports import Connector, QueuedMessage, Resolver, Spool
 from posthouse.services.relay_ledger import Later, Ledger, Timer
 from posthouse.services.relay_means import Means
+from posthouse.services.relay_queue import CLAIM_RETRY_SECONDS
 from posthouse.services.relay_route import Route
 from posthouse.services.relay_settings import (
     Condition,
@@ -69,6 +70,7 @@ class Relay:
             dice=dice,
             later=later,
             ledger=self._ledger,
+            look=self._look,
         )
         self._wanted = dict(routes)
         self._routes: dict[str, Route] = {}
@@ -99,7 +101,8 @@ class Relay:
     async def stop(self, grace_seconds: float) -> None:
         """Stop sending, QUIT, wait for replies under way, settle; at most `grace_seconds`.
 
-        What got no reply by then stays queued: it will be sent again.
+        What got no reply by then stays queued: it will be sent again. Call it once
+        more after the connector was closed, to settle what that gave back.
         """
         self._running = False
         self._spool.set_accept_listener(None)
@@ -207,18 +210,25 @@ class Relay:
                 )
 
     def _look(self) -> None:
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-        self._look_timer = self._means.later(LOOK_SECONDS, self._look)
+        if not self._running:
+            return
+        self._look_again(LOOK_SECONDS)
         if not self._looking:
             self._looking = True
             self._means.start(self._compare(), "comparing with the spool")
+
+    def _look_again(self, seconds: float) -> None:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._look_timer = self._means.later(seconds, self._look)
 
     async def _compare(self) -> None:
         try:
             queued = await self._spool.queued_domains()
         except StorageError as error:
             observe.trouble("relay", "the spool cannot be read", error)
+            if self._running:
+                self._look_again(CLAIM_RETRY_SECONDS)
             return
         finally:
             self._looking = False

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from posthouse import observe
-from posthouse.domain.outcome import Fate, classify_reply, dsn_code
+from posthouse.domain.outcome import Fate, classify_reply, dsn_code, enhanced_code
 from posthouse.domain.schedule import delay_us
 from posthouse.mail.queueid import format_queue_id
 from posthouse.ports import (
@@ -172,7 +172,8 @@ class Lane:
         fate = classify_reply(result.code, result.text, "mail")
         if fate is Fate.BLOCKED:
             self.owner.refused(self.relay, result.text)
-        elif fate is Fate.DEFERRED:
+        elif fate is Fate.DEFERRED and not enhanced_code(result.text).startswith("4.1."):
+            # 4.1.x is about this sender (RFC 3463 §3.2), all else about the peer.
             self.owner.stumbled(f"{self.relay}: {result.text}")
 
     def _defer(

@@ -17,6 +17,7 @@ class Means:
     """Handed to every route. `settings` is swapped whole by a reload.
 
     body_bytes: octets of message bodies in memory now, all routes together.
+    look: compare all queues with the table now (`ReadyQueue.notice` hears of it).
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Means:
         dice: random.Random,
         later: Later,
         ledger: Ledger,
+        look: Callable[[], None],
     ) -> None:
         self.spool = spool
         self.connector = connector
@@ -39,6 +41,7 @@ class Means:
         self.dice = dice
         self.later = later
         self.ledger = ledger
+        self.look = look
         self.body_bytes = 0
         self.tasks: set[asyncio.Task[None]] = set()
 

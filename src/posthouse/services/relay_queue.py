@@ -22,6 +22,7 @@ from posthouse.services.relay_ledger import Key, Timer
 from posthouse.services.relay_means import Means
 
 CLAIM_RETRY_SECONDS: Final = 5.0
+FEW_DOMAINS: Final = 8  # of one next hop: with more, the table is asked which have mail at all
 MIN_DUE_SECONDS: Final = 1.0  # rows that fall due in the same second are claimed together
 
 
@@ -132,16 +133,22 @@ class ReadyQueue:
     # ------------------------------------------------------------------ opening and closing
 
     def set_domains(self, names: Iterable[str]) -> None:
-        """Serve exactly these domains; what is ready goes back to the table and is read anew."""
+        """Serve exactly these domains; what is ready goes back to the table.
+
+        To be followed by `notice` for those that have mail: ten thousand domains
+        must not cause as many claims at once.
+        """
         was_open = self.is_open
         self.close()
         self._domains = {name: _Domain(name) for name in names}
-        if was_open:
-            self.open()
+        self.is_open = was_open
 
     def open(self) -> None:
         """The next hop takes mail: read every domain from its oldest row."""
         self.is_open = True
+        if len(self._domains) > FEW_DOMAINS:
+            self._means.look()
+            return
         for queue in self._domains.values():
             self._fall_behind(queue)
         self.refill()

@@ -59,8 +59,8 @@ class Route:
 
     def start(self) -> None:
         """Begin: the next hop is taken to be up until it proves otherwise."""
+        self.queue.is_open = True
         self.queue.set_domains(self.domains)
-        self.pool.open()
 
     def set_domains(self, domains: Sequence[str]) -> None:
         """Serve exactly these domains from now on."""
@@ -131,7 +131,8 @@ class Route:
     def failed(self, failures: Failures) -> None:
         """See `relay_pool.Leader`. Refused when every target said 5xx, else lost."""
         told = [
-            f"{t.host}[{t.address}]:{t.port}: {f.reply_text or f.detail}" for t, f in failures[:3]
+            f.detail if t.address in f.detail else f"{t.host}[{t.address}]:{t.port}: {f.detail}"
+            for t, f in failures[:3]
         ]
         permanent = all(failure.permanent for _, failure in failures)
         self._change(Event.REFUSED if permanent else Event.LOST, "; ".join(told))

@@ -304,6 +304,22 @@ async def test_unreadable_queue_is_read_again(world: World) -> None:
     assert world.peer().delivered == ids
 
 
+async def test_unreadable_table_is_compared_again_soon(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the spool cannot say which domains have mail, it is asked again within seconds."""
+
+    async def broken() -> None:
+        raise StorageBroken("read failed")
+
+    monkeypatch.setattr(world.spool, "queued_domains", broken)
+    ids = await world.accept_many(3)
+    await world.start()
+    monkeypatch.undo()
+    await world.timers.advance(6)
+    assert world.peer().delivered == ids
+
+
 async def test_settling_that_fails_is_repeated_before_anything_is_sent_again(
     world: World,
 ) -> None:

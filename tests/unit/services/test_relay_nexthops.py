@@ -56,6 +56,21 @@ async def test_outage_and_return() -> None:
     assert world.status().next_probe_us is None
 
 
+async def test_outage_of_many_domains_reads_only_those_with_mail() -> None:
+    """A thousand domains at one next hop: start and recovery claim for the few that have mail."""
+    world = World({f"d{i}.example": fixed(PRIMARY) for i in range(1000)}, SETTINGS)
+    world.peer().down()
+    await world.accept("u@d7.example")
+    await world.accept("u@d8.example")
+    await world.start()
+    assert world.state() is State.DOWN
+    world.peer().up()
+    await world.timers.advance(34)
+    assert len(world.peer().delivered) == 2
+    assert {domain for domain, _ in world.spool.claims} == {"d7.example", "d8.example"}
+    assert len(world.spool.claims) <= 4
+
+
 async def test_retry_probes_at_once() -> None:
     """An operator need not wait for the next probe."""
     world = World({"example.com": fixed(PRIMARY)}, SETTINGS)
