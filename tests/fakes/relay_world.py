@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Mapping, Sequence
 
@@ -45,6 +46,7 @@ class WatchedSpool(MemorySpool):
         self.settle_calls: list[Sequence[Settlement]] = []
         self.settle_trouble: StorageError | None = None
         self.claim_trouble: StorageError | None = None
+        self.claim_gate: asyncio.Event | None = None  # a claim has read, but does not return yet
 
     async def claim(
         self,
@@ -58,9 +60,12 @@ class WatchedSpool(MemorySpool):
         self.claims.append((domain, after))
         if self.claim_trouble is not None:
             raise self.claim_trouble
-        return await super().claim(
+        found = await super().claim(
             domain, after=after, now_us=now_us, max_messages=max_messages, max_bytes=max_bytes
         )
+        if self.claim_gate is not None:
+            await self.claim_gate.wait()
+        return found
 
     def settle(self, settlements: Sequence[Settlement]) -> Awaitable[None]:
         if self.settle_trouble is not None:

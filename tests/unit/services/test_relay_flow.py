@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from fakes.connector import accept, refusing
+from fakes.connector import accept, answer_with, refusing
 from fakes.relay_world import OTHER, PRIMARY, World, fixed
 from fakes.timers import turn_over
 from posthouse.errors import StorageBroken
@@ -68,6 +68,56 @@ async def test_message_in_hand_is_not_claimed_again(world: World) -> None:
     assert [t.message.queue_id for t in world.peer().received] == [queue_id]
     world.peer().sessions[0].answer()
     await turn_over()
+    assert await world.rows() == {}
+
+
+async def test_message_settled_while_a_claim_runs_is_not_sent_again(world: World) -> None:
+    """A claim that read the table before a delivery was settled does not bring it back."""
+    world.peer().hold = True
+    await world.start()
+    first = await world.accept()
+    await turn_over()
+    gate = world.spool.claim_gate = asyncio.Event()
+    world.relay.retry()
+    await turn_over()
+    world.peer().hold = False
+    world.peer().sessions[0].answer()
+    await turn_over()
+    assert await world.rows() == {}
+    gate.set()
+    await turn_over()
+    assert [t.message.queue_id for t in world.peer().received] == [first]
+
+
+async def test_message_deferred_while_a_claim_runs_waits(world: World) -> None:
+    """A claim that saw the old due instant does not cut the schedule short."""
+    world.peer().hold = True
+    await world.start()
+    await world.accept()
+    await turn_over()
+    gate = world.spool.claim_gate = asyncio.Event()
+    world.relay.retry()
+    await turn_over()
+    world.peer().sessions[0].answer(answer_with(450, "4.2.1 later", "rcpt"))
+    await turn_over()
+    gate.set()
+    await world.timers.advance(50)
+    assert len(world.peer().received) == 1
+    await world.timers.advance(15)
+    assert len(world.peer().received) == 2
+
+
+@pytest.mark.parametrize("count", [3, 350])
+async def test_mail_accepted_while_a_claim_runs_is_not_forgotten(world: World, count: int) -> None:
+    """What arrives behind a running claim's back goes out with it, few or many."""
+    await world.start()
+    gate = world.spool.claim_gate = asyncio.Event()
+    world.relay.retry()
+    await turn_over()
+    ids = await world.accept_many(count)
+    gate.set()
+    await turn_over(200)
+    assert sorted(world.peer().delivered) == ids
     assert await world.rows() == {}
 
 
