@@ -150,11 +150,13 @@ class Ledger:
         while True:
             try:
                 await self._spool.settle(batch)
-            except StorageError as error:
+            except Exception as error:  # a supervised task; a bug, too, must not forget outcomes
                 if not self.trouble:
                     self.trouble_since_us = self._clock_us()
                     observe.alert("settle", f"outcomes of deliveries cannot be stored: {error}")
-                self.trouble = error.detail
+                self.trouble = (
+                    error.detail if isinstance(error, StorageError) else type(error).__name__
+                )
                 self.full = True  # each further delivery could be one more duplicate
                 await self._pause(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
