@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 from posthouse.config_schema import Config
 from posthouse.errors import PosthouseError, StorageError
 from posthouse.interfaces.control_wire import Failure, encode_line
-from posthouse.node_user import NodeLock, become, is_locked, owner_of
+from posthouse.node_user import NodeLock, become, find_owner, is_locked
 
 # A worker that was just restarted is back within this time.
 CONNECT_SECONDS: Final = 10.0
@@ -104,9 +104,8 @@ def _run_desk(config: Config, connection: socket.socket) -> NoReturn:
     try:
         # Ctrl-C is for the command; we end, in good order, when it closes its end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        owner = owner_of(config.data_dir)
-        if owner is not None and os.geteuid() == 0:
-            become(owner)
+        if os.geteuid() == 0:  # what root makes here the node could not write
+            become(find_owner(config.data_dir))
         (config.data_dir / "run").mkdir(mode=0o700, exist_ok=True)
         NodeLock(config.data_dir, wait_seconds=CONNECT_SECONDS)
         from posthouse.node_spools import serve_desk

@@ -6,6 +6,7 @@ that talks to strangers ever runs as root when a user is named.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import grp
 import os
@@ -60,33 +61,36 @@ def become(account: pwd.struct_passwd) -> None:
     if os.geteuid() == account.pw_uid and os.getuid() == account.pw_uid:
         return
     if os.geteuid() != 0:
-        current = pwd.getpwuid(os.geteuid()).pw_name
         raise ConfigError(
-            [f"user: {current} cannot become {account.pw_name}; start as root or drop the key"]
+            [f"user: {describe_self()} cannot become {account.pw_name}; start as root"]
         )
-    os.initgroups(account.pw_name, account.pw_gid)
+    if account.pw_name:
+        os.initgroups(account.pw_name, account.pw_gid)
+    else:
+        os.setgroups([account.pw_gid])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
     os.environ["HOME"] = account.pw_dir
     os.environ["USER"] = os.environ["LOGNAME"] = account.pw_name
 
 
-def owner_of(path: Path) -> pwd.struct_passwd | None:
-    """The account that owns `path`; None when it has no name or the path is not there."""
+def find_owner(path: Path) -> pwd.struct_passwd:
+    """The account that owns `path`, without a name if the system knows none. Raises OSError."""
+    status = os.stat(path)
     try:
-        return pwd.getpwuid(os.stat(path).st_uid)
-    except (OSError, KeyError):
-        return None
+        return pwd.getpwuid(status.st_uid)
+    except KeyError:
+        return pwd.struct_passwd(("", "x", status.st_uid, status.st_gid, "", "/", ""))
 
 
 def describe_self() -> str:
     """user:group of this process, for the log."""
     user: int | str = os.geteuid()
     group: int | str = os.getegid()
-    try:
-        user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-    except KeyError:
-        pass
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    with contextlib.suppress(KeyError):
+        group = grp.getgrgid(os.getegid()).gr_name
     return f"{user}:{group}"
 
 
