@@ -19,7 +19,6 @@ Consecutive S: lines are one burst. Lines end with CRLF.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.raw_peer import raw_peer
 from fakes.work_source import ListSource, make_transaction
 from posthouse.errors import NextHopFailure
 from posthouse.ports import Body, QueuedRecipient, RecipientResult, Target, Transaction
@@ -216,53 +216,38 @@ async def test_dialogue_over_a_socket(path: Path) -> None:
     """The transport writes the same octets and tells its source the same outcomes."""
     dialogue = parse_dialogue(path)
     source = ListSource(dialogue.mails)
-    quits: asyncio.Queue[None] = asyncio.Queue()
+    quits = asyncio.Event()
     wrong: list[str] = []
-    done = asyncio.Event()
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            for kind, octets in dialogue.steps:
-                if kind == "S":
-                    writer.write(octets)
-                elif kind == "C":
-                    with contextlib.suppress(asyncio.IncompleteReadError):
-                        came = await asyncio.wait_for(reader.readexactly(len(octets)), 20)
-                        if came != octets:
-                            wrong.append(f"{came!r} instead of {octets!r}")
-                elif octets == b"quit":
-                    quits.put_nowait(None)
-                elif octets == b"lost":
-                    break
-            else:
-                if rest := await asyncio.wait_for(reader.read(), 20):
-                    wrong.append(f"{rest!r} at the end")
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-            done.set()
+        for kind, octets in dialogue.steps:
+            if kind == "S":
+                writer.write(octets)
+            elif kind == "C":
+                came = await asyncio.wait_for(reader.readexactly(len(octets)), 20)
+                if came != octets:
+                    wrong.append(f"{came!r} instead of {octets!r}")
+            elif octets == b"quit":
+                quits.set()
+            elif octets == b"lost":
+                return
+        if rest := await asyncio.wait_for(reader.read(), 20):
+            wrong.append(f"{rest!r} at the end")
 
-    server = await asyncio.start_server(play, "127.0.0.1", 0)
-    target = Target("peer.example", "127.0.0.1", server.sockets[0].getsockname()[1])
     settings = OutSettings(helo_name=HELO, tls=MODES[dialogue.tls], chunking=dialogue.chunking)
     connector = SmtpConnector(settings, _no_body)
-    try:
-        session = await connector.connect(target, source)
-    except NextHopFailure as failure:
-        why = failure.detail.partition(f":{target.port}: ")[2]
-        end = describe_end(why, failure.stage, failure.reply_code)
-    else:
-        if ("!", b"quit") in dialogue.steps:
-            await quits.get()
-            session.quit()
-        ended = await session.wait_end()
-        end = describe_end(ended.failure, ended.stage, ended.reply_code)
-    await done.wait()
-    server.close()
-    await server.wait_closed()
+    async with raw_peer(play) as port:
+        try:
+            session = await connector.connect(Target("peer.example", "127.0.0.1", port), source)
+        except NextHopFailure as failure:
+            why = failure.detail.partition(f":{port}: ")[2]
+            end = describe_end(why, failure.stage, failure.reply_code)
+        else:
+            if ("!", b"quit") in dialogue.steps:
+                await quits.wait()
+                session.quit()
+            ended = await session.wait_end()
+            end = describe_end(ended.failure, ended.stage, ended.reply_code)
     assert not wrong
     assert sorted([*outcomes(source), end]) == sorted(dialogue.outcome)
 

@@ -277,8 +277,9 @@ class _Conversation:
             raise _Ended
         if isinstance(answer, DRIP):
             while True:
-                self.writer.write(answer.octets)
+                self.writer.write(answer.octets * 100)
                 await self.writer.drain()
+                await asyncio.sleep(0)  # drain alone lets nobody else run
         data = answer if isinstance(answer, bytes) else f"{answer}\r\n".encode()
         self.writer.write(data)
         await self.writer.drain()

@@ -212,19 +212,25 @@ class ClientSession:
             self._send(commands.mail, _MAIL, transaction)
         return None
 
-    def content(self, piece: bytes) -> None:
-        """Give the next octets of the content that was asked for."""
+    def content(self, piece: bytes) -> bool:
+        """Give the next octets of the content that was asked for.
+
+        False, and nothing of `piece` is sent, when it is more than was announced (behind
+        BDAT the rest would be read as commands): the driver must drop the connection.
+        """
         transaction = self._streaming
         if transaction is None:
-            return
+            return True
+        if len(piece) > transaction.content_octets:
+            return False
         transaction.content_octets -= len(piece)
         if transaction.manner is Manner.DATA:
             piece = transaction.stuff(piece)
         self._output.append(piece)
+        return True
 
     def end_content(self) -> bool:
-        """End the content. False, and no end is sent, when it has not the octets announced:
-        the driver must then drop the connection."""
+        """End the content. False, and no end is sent, when it is less than was announced."""
         transaction = self._streaming
         if transaction is None:
             return True

@@ -136,7 +136,10 @@ class SmtpSession(asyncio.Protocol):
 
     async def opened(self) -> Greeted:
         """Wait until mail may go. Raises NextHopFailure."""
-        return await self._opened
+        greeted = await self._opened
+        if self._ended is not None:  # greeted, and ended in the same breath
+            raise self._failure(self._ended)
+        return greeted
 
     def start(self, source: WorkSource) -> None:
         """Ask `source` for work from the loop's next turn on."""
@@ -290,25 +293,14 @@ class SmtpSession(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Begin what may begin, write what is due."""
+        client = self._client
         source = self._source
-        if self._pumping or source is None:
-            self._flush()
-            return
-        self._pumping = True  # a source that pokes us while it is asked changes nothing
-        try:
-            client = self._client
-            refused = 0
-            while not (self._paused or self._preparing or self._quit_wanted) and client.may_begin:
-                transaction = source.next_transaction()
-                if transaction is None:
-                    break
-                if not self._begin(transaction, source):
-                    refused += 1
-                    if refused == _REFUSED_AT_ONCE:
-                        self._loop.call_soon(self._pump)
-                        break
-        finally:
-            self._pumping = False
+        if source is not None and not self._pumping:
+            self._pumping = True  # a source that pokes us while it is asked changes nothing
+            try:
+                self._take_work(source)
+            finally:
+                self._pumping = False
         if self._quit_wanted and not self._preparing:
             client.quit()
         self._flush()
@@ -316,6 +308,19 @@ class SmtpSession(asyncio.Protocol):
             self._idle_since = None
         elif self._idle_since is None and not self._gone:
             self._idle_since = self._loop.time()
+
+    def _take_work(self, source: WorkSource) -> None:
+        client = self._client
+        refused = 0
+        while client.may_begin and not (self._paused or self._preparing or self._quit_wanted):
+            transaction = source.next_transaction()
+            if transaction is None:
+                return
+            if not self._begin(transaction, source):
+                refused += 1
+                if refused == _REFUSED_AT_ONCE:
+                    self._loop.call_soon(self._pump)
+                    return
 
     def _begin(self, transaction: Transaction, source: WorkSource) -> bool:
         """Start a transaction; False when it was refused here and now."""
@@ -390,13 +395,15 @@ class SmtpSession(asyncio.Protocol):
         try:
             piece = content.head or await content.body.read(PIECE_BYTES)
             while piece and not client.over:
-                client.content(piece)
+                if not client.content(piece):
+                    raise BodyDamaged("the stored message is longer than recorded")
                 self._flush()
+                await asyncio.sleep(0)  # others have their turn; a lost connection is told
                 if self._paused:
                     await self._wait_writable()
                 piece = await content.body.read(PIECE_BYTES)
             if not client.end_content():
-                raise BodyDamaged("the stored message has not its recorded length")
+                raise BodyDamaged("the stored message is shorter than recorded")
         except (BodyDamaged, StorageError) as error:
             self._own_fault = True
             self._lose(_fault(error))
@@ -502,20 +509,19 @@ class SmtpSession(asyncio.Protocol):
     def _fail_waiters(self) -> None:
         ended = self._ended or Ended(failure="lost connection", stage="session")
         for future in (self._opened, self._probed):
-            if future is None or future.done():
-                continue
-            target = self.target
-            detail = f"{target.host}[{target.address}]:{target.port}: {ended.failure or 'ended'}"
-            shaking = self._tls is not None and not self._tls.established
-            kind = HandshakeFailure if shaking else NextHopFailure
-            future.set_exception(
-                kind(
-                    detail,
-                    stage=ended.stage or "session",
-                    reply_code=ended.reply_code,
-                    reply_text=ended.reply_text,
-                )
-            )
+            if future is not None and not future.done():
+                future.set_exception(self._failure(ended))
+
+    def _failure(self, ended: Ended) -> NextHopFailure:
+        target = self.target
+        shaking = self._tls is not None and not self._tls.established
+        kind = HandshakeFailure if shaking else NextHopFailure
+        return kind(
+            f"{target.host}[{target.address}]:{target.port}: {ended.failure or 'session ended'}",
+            stage=ended.stage or "session",
+            reply_code=ended.reply_code,
+            reply_text=ended.reply_text,
+        )
 
     def _tell_end(self) -> None:
         """Settle `wait_end` once the connection is gone and no task is left."""
