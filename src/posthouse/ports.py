@@ -167,7 +167,7 @@ class Incoming(Protocol):
         """Wait until more may be written. Raises StorageError when the disk failed."""
 
     def discard(self) -> None:
-        """Forget the message and give back what it held. Harmless when repeated or after commit."""
+        """Forget the message and give back what it held. Harmless when repeated, after commit."""
 
 
 class Body(Protocol):
@@ -198,7 +198,7 @@ class Spool(Protocol):
     shard: int
 
     def intake_problem(self) -> str | None:
-        """Why no message can be taken now (disk full, broken …), or None. Cheap: asked per MAIL."""
+        """Why no message can be taken now (disk full, broken …), or None. Asked at every MAIL."""
 
     def begin(self) -> Incoming:
         """Start a message with a fresh queue id. Raises StorageError."""
@@ -227,7 +227,7 @@ class Spool(Protocol):
         """Apply moves d, r, h. Rows that are gone or HELD meanwhile are left alone."""
 
     async def queued_domains(self) -> Mapping[str, int]:
-        """Every domain with a QUEUED row → its earliest due_us. Cost grows with domains, not rows."""
+        """Every domain with a QUEUED row → its earliest due_us. Costs by domains, not by rows."""
 
     async def expire(
         self, domain: str, *, kept_before_us: int, limit: int
@@ -235,7 +235,7 @@ class Spool(Protocol):
         """Hold (move h, reason "expired") rows of `domain` queued since before that instant."""
 
     async def open_body(self, queue_id: int) -> Body:
-        """The stored octets. Raises KeyError when the message is gone, BodyDamaged, StorageBroken."""
+        """The stored octets. Raises KeyError (message gone), BodyDamaged, StorageBroken."""
 
     async def list_messages(
         self, selection: Selection, *, after: int | None, limit: int
@@ -346,7 +346,10 @@ class RecipientLists(Protocol):
 
 
 class MxRecord(msgspec.Struct, frozen=True):
-    """One MX: preference 0..65535, exchange in A-labels, lower case, no trailing dot ("." = null MX → "")."""
+    """One MX record. preference: 0..65535.
+
+    exchange: A-labels, lower case, no trailing dot; "" is the null MX (RFC 7505).
+    """
 
     preference: int
     exchange: str
@@ -356,7 +359,7 @@ class Resolver(Protocol):
     """DNS questions. Temporary trouble is always DnsTemporary, never an empty answer."""
 
     async def find_mx(self, domain: str) -> Sequence[MxRecord] | None:
-        """MX set as published (unsorted); () when the name exists without MX; None when NXDOMAIN."""
+        """MX set as published, unsorted; () when the name exists without MX; None: NXDOMAIN."""
 
     async def find_addresses(self, host: str) -> Sequence[str]:
         """A and AAAA of a host, text form; () when it has none or does not exist.

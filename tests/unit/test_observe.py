@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from posthouse import observe
 
 
@@ -55,7 +56,7 @@ def test_no_forged_lines(log: Path) -> None:
 def test_gathered_lines_are_written_together(log: Path) -> None:
     """With a scheduler the lines of one turn are one write, and flush writes at once."""
     observe.configure(to=str(log))
-    due = []
+    due: list[Callable[[], None]] = []
     observe.gather_with(due.append)
     try:
         observe.message_removed("0A")
