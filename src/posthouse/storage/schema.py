@@ -33,6 +33,17 @@ LAYOUT_VERSION: Final = 1
 WIDEST: Final = 64
 """Rows in one statement at most: enough that steps no longer count, few enough to cache."""
 
+_WAITING: Final = """
+CREATE INDEX IF NOT EXISTS waiting
+ON recipient (domain, due_us, queue_id, seq, kept_us) WHERE state = 0
+"""
+"""The queue of each domain, oldest due first.
+
+kept_us rides along so that a sweep for expired rows reads this index alone; an index
+by kept_us would cost every message another page write to spare a sweep that finds
+something once in 21 days.
+"""
+
 _TABLES: Final = """
 CREATE TABLE domain (
     id INTEGER PRIMARY KEY,
@@ -63,11 +74,6 @@ CREATE TABLE recipient (
     reply TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (queue_id, seq)
 ) WITHOUT ROWID;
-
--- The queue of each domain, oldest due first. kept_us rides along so that a sweep for
--- expired rows reads this index alone; an index by kept_us would cost every message
--- two more page writes to spare a sweep that finds something once in 21 days.
-CREATE INDEX waiting ON recipient (domain, due_us, queue_id, seq, kept_us) WHERE state = 0;
 
 -- One row a segment file. size: octets committed; live, live_bytes: messages still here;
 -- first_id..last_id: range of the queue ids ever written here; stamp_us: the last queue
@@ -132,6 +138,7 @@ def open_to_write(path: Path) -> apsw.Connection:
     elif found != LAYOUT_VERSION:
         connection.close()
         raise StorageBroken(f"{path}: layout {found}, this Posthouse reads {LAYOUT_VERSION}")
+    connection.execute(_WAITING)
     return connection
 
 
@@ -143,6 +150,22 @@ def open_to_read(path: Path) -> apsw.Connection:
     connection.pragma("cache_size", -4096)
     connection.pragma("cell_size_check", True)
     return connection
+
+
+def rebuild_queues(connection: apsw.Connection) -> None:
+    """Write the index of the queues afresh from the rows. Raises apsw.Error.
+
+    Run outside a transaction. A damaged index can neither be dropped nor rebuilt in
+    place, as both walk its pages: its name is taken away and its pages stay unused.
+    A crash in between is mended by `open_to_write`.
+    """
+    connection.execute("PRAGMA writable_schema = ON")
+    try:
+        with connection:
+            connection.execute("DELETE FROM sqlite_schema WHERE name = 'waiting'")
+    finally:
+        connection.execute("PRAGMA writable_schema = RESET")
+    connection.execute(_WAITING)
 
 
 def _rows(columns: int, rows: int) -> str:

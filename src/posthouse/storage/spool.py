@@ -430,7 +430,7 @@ class EmbeddedSpool:
             return
         self._rebuilt = True
         observe.alert("spool", f"{self._layout.database} is damaged; the index is written afresh")
-        self._keep(self._quietly(self._writer.put_call(spool_moves.rebuild_queues)))
+        self._keep(self._quietly(self._writer.put_rebuild()))
 
     async def _quietly(self, work: Awaitable[object]) -> None:
         try:

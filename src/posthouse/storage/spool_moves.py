@@ -80,8 +80,3 @@ def set_aside(damaged: Sequence[tuple[int, int, str]]) -> Work[None]:
                 observe.trouble("spool", "cannot set aside a damaged row", error)
 
     return work
-
-
-def rebuild_queues(_batch: Batch, connection: apsw.Connection) -> None:
-    """Write the index of the queues afresh from the rows."""
-    connection.execute("REINDEX waiting")

@@ -22,7 +22,7 @@ from posthouse.storage.spool_disk import Disk
 _SEGMENTS_AT_ONCE = 4
 _PRIVATE_AT_ONCE = 64
 _VACUUM_PAGES = 256
-_FREE_PAGES_KEPT = 1024
+_FREE_PAGES_KEPT = 512
 _PATIENCE_BATCHES = 32
 
 

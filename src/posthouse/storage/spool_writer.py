@@ -29,6 +29,7 @@ from posthouse import observe
 from posthouse.errors import StorageBroken, StorageError
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.ports import Settlement
+from posthouse.storage import schema
 from posthouse.storage.segments import (
     HEADER_BYTES,
     PRIVATE,
@@ -81,7 +82,7 @@ class Accept:
 
 
 Settle = tuple[Sequence[Settlement], "asyncio.Future[None]"]
-Call = tuple[Callable[[Batch, apsw.Connection], Any], "asyncio.Future[Any]"]
+Call = tuple[Callable[[Batch, apsw.Connection], Any], "asyncio.Future[Any]", bool]
 Done = Callable[[list[Accept], list[Settle], StorageError | None], None]
 
 
@@ -148,10 +149,19 @@ class Writer:
 
     def put_call(self, work: Callable[[Batch, apsw.Connection], T]) -> asyncio.Future[T]:
         """Run `work` in a transaction of its own, made durable."""
+        return self._put(work, in_transaction=True)
+
+    def _put(
+        self, work: Callable[[Batch, apsw.Connection], T], *, in_transaction: bool
+    ) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        self._calls.append((work, future))
+        self._calls.append((work, future, in_transaction))
         self._wake.put(None)
         return future
+
+    def put_rebuild(self) -> asyncio.Future[None]:
+        """Write a damaged index afresh."""
+        return self._put(lambda _, c: schema.rebuild_queues(c), in_transaction=False)
 
     async def stop(self) -> None:
         """Finish what was handed over, then end the thread."""
@@ -369,14 +379,19 @@ class Writer:
         return None
 
     def _call(
-        self, work: Callable[[Batch, apsw.Connection], Any], future: asyncio.Future[Any]
+        self,
+        work: Callable[[Batch, apsw.Connection], Any],
+        future: asyncio.Future[Any],
+        in_transaction: bool,
     ) -> None:
         result: Any = None
         failure: BaseException | None = None
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            if in_transaction:
+                self._connection.execute("BEGIN IMMEDIATE")
             result = work(self._batch, self._connection)
-            self._connection.execute("COMMIT")
+            if in_transaction:
+                self._connection.execute("COMMIT")
             self._due.close_batch()
             self._upkeep.removed = True
             failure = self._flush_wal()

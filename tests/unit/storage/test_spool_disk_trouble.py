@@ -1,0 +1,233 @@
+"""A full, broken or read-only disk: temporary failures, nothing answered is lost, intake returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from fakes.failing_disk import (
+    IO_ERROR,
+    NO_SPACE,
+    READ_ONLY,
+    TOO_MANY_FILES,
+    DribblingDisk,
+    FailingDisk,
+    accept,
+    everything,
+    open_spool,
+    read_body,
+    small_settings,
+)
+from posthouse.errors import StorageBroken, StorageError, StorageFull
+from posthouse.ports import Outcome, Settlement
+from posthouse.storage.spool import EmbeddedSpool
+from posthouse.storage.spool_health import Health
+
+LARGE = 20_000
+
+
+@pytest.fixture
+def disk() -> FailingDisk:
+    return FailingDisk()
+
+
+@pytest.fixture
+async def spool(tmp_path: Path, disk: FailingDisk) -> AsyncIterator[EmbeddedSpool]:
+    spool = await open_spool(tmp_path / "shard", disk)
+    yield spool
+    disk.faults.clear()
+    await spool.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something has come about (the test's time limit guards it)."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def comes_back(spool: EmbeddedSpool) -> None:
+    await until(lambda: spool.intake_problem() is None)
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+@pytest.mark.parametrize(
+    ("method", "code", "kind"),
+    [
+        ("pwritev", NO_SPACE, StorageFull),
+        ("pwritev", IO_ERROR, StorageBroken),
+        ("flush", IO_ERROR, StorageBroken),
+        ("create", TOO_MANY_FILES, StorageBroken),
+        ("create", READ_ONLY, StorageBroken),
+        ("flush_directory", IO_ERROR, StorageBroken),
+    ],
+)
+async def test_a_failing_call_refuses_mail_until_it_works_again(
+    disk: FailingDisk,
+    tmp_path: Path,
+    method: str,
+    code: int,
+    kind: type[StorageError],
+    size: int,
+) -> None:
+    """The commit fails for now, no row appears, what was there stays, and intake comes back."""
+    body = bytes(size)
+    settings = small_settings(segment_bytes=1)  # each batch begins another
+    spool = await open_spool(tmp_path / "shard", disk, settings=settings)
+    kept = [await accept(spool, bytes(70_000)), await accept(spool, b"small")]
+    disk.faults[method] = code
+    with pytest.raises(kind):
+        await accept(spool, body)
+    assert spool.intake_problem() is not None
+    with pytest.raises(kind):
+        spool.begin()
+    assert sorted(await everything(spool)) == kept
+    disk.faults.clear()
+    await comes_back(spool)
+    kept.append(await accept(spool, body))
+    await spool.close()
+    again = await open_spool(tmp_path / "shard")
+    assert sorted(await everything(again)) == kept
+    assert await read_body(again, kept[-1]) == body
+    await again.close()
+
+
+async def test_a_segment_whose_flush_failed_is_never_used_again(
+    spool: EmbeddedSpool, disk: FailingDisk, tmp_path: Path
+) -> None:
+    """The next message goes to a new file, and the refused one is cut off."""
+    first = await accept(spool, b"first")
+    segments = tmp_path / "shard" / "segments"
+    [before] = segments.iterdir()
+    size = before.stat().st_size
+    disk.faults["flush"] = IO_ERROR
+    with pytest.raises(StorageBroken):
+        await accept(spool, b"refused")
+    disk.faults.clear()
+    await comes_back(spool)
+    last = await accept(spool, b"last")
+    assert before.stat().st_size == size
+    assert len(list(segments.iterdir())) == 2
+    assert sorted(await everything(spool)) == [first, last]
+
+
+async def test_a_refused_message_does_not_come_back_after_a_crash(
+    spool: EmbeddedSpool, disk: FailingDisk, tmp_path: Path
+) -> None:
+    """A start takes in no record that was cut off, also when it could not be cut."""
+    kept = await accept(spool, b"kept")
+    disk.faults["flush"] = IO_ERROR
+    with pytest.raises(StorageBroken):
+        await accept(spool, b"refused")
+    await spool.close()
+    again = await open_spool(tmp_path / "shard")
+    assert list(await everything(again)) == [kept]
+    await again.close()
+
+
+async def test_a_failing_wal_fails_settlements_but_loses_no_mail(
+    spool: EmbeddedSpool, disk: FailingDisk, tmp_path: Path
+) -> None:
+    """Settling says so; mail that was accepted stands; when the disk works, so does all."""
+    ids = [await accept(spool, b"x") for _ in range(3)]
+    disk.faults["flush"] = IO_ERROR
+    disk.only = "-wal"
+    with pytest.raises(StorageBroken):
+        await spool.settle([Settlement(ids[0], 0, Outcome.DELIVERED)])
+    disk.faults.clear()
+    await comes_back(spool)
+    await spool.settle([Settlement(ids[1], 0, Outcome.DELIVERED)])
+    await spool.close()
+    again = await open_spool(tmp_path / "shard")
+    assert ids[2] in await everything(again)
+    assert ids[1] not in await everything(again)
+    await again.close()
+
+
+async def test_a_large_message_is_refused_while_it_arrives(
+    spool: EmbeddedSpool, disk: FailingDisk, tmp_path: Path
+) -> None:
+    """drain tells of a full disk, and the file goes."""
+    incoming = spool.begin()
+    incoming.write(bytes(LARGE))
+    await incoming.drain()
+    disk.faults["pwritev"] = NO_SPACE
+    incoming.write(bytes(LARGE))
+    with pytest.raises(StorageFull):
+        await incoming.drain()
+    assert incoming.write(b"more") is False
+    incoming.discard()
+    await spool.close()
+    assert list((tmp_path / "shard" / "private").iterdir()) == []
+
+
+async def test_the_database_being_full_refuses_mail(tmp_path: Path) -> None:
+    """A commit that SQLite cannot make leaves no row, and the next start finds none either."""
+    spool = await open_spool(tmp_path / "shard")
+    kept = [await accept(spool, b"kept")]
+    await spool._writer.put_call(lambda _, c: c.pragma("max_page_count", 1))
+    many = tuple(f"a-rather-long-address-{n}@example.com" for n in range(500))
+    with pytest.raises(StorageFull):
+        await accept(spool, b"refused", *many)
+    assert list(await everything(spool)) == kept
+    await spool._writer.put_call(lambda _, c: c.pragma("max_page_count", 1 << 30))
+    await comes_back(spool)
+    kept.append(await accept(spool, b"taken", *many))
+    await spool.close()
+    again = await open_spool(tmp_path / "shard")
+    assert sorted(await everything(again)) == kept
+    await again.close()
+
+
+async def test_one_message_that_cannot_be_stored_harms_no_other(spool: EmbeddedSpool) -> None:
+    """An address no file can hold fails alone, and is no reason to stop intake."""
+    results = await asyncio.gather(
+        accept(spool, b"1"),
+        accept(spool, b"2", "lone\udcffsurrogate@example.com"),
+        accept(spool, b"3"),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], StorageBroken)
+    assert sorted(await everything(spool)) == [results[0], results[2]]
+    assert spool.intake_problem() is None
+
+
+async def test_short_writes_are_finished(tmp_path: Path) -> None:
+    """A disk that takes a few octets at a time gets them all, in order."""
+    spool = await open_spool(tmp_path / "shard", DribblingDisk())
+    body = bytes(range(256)) * 3
+    ids = await asyncio.gather(*(accept(spool, body) for _ in range(3)))
+    assert [await read_body(spool, queue_id) for queue_id in ids] == [body] * 3
+    await spool.close()
+
+
+async def test_free_space_is_kept(tmp_path: Path, disk: FailingDisk) -> None:
+    """Below the margin no mail is taken; the disk is asked at most once a second."""
+    now = 0.0
+    health = Health(tmp_path, disk, min_free_bytes=1 << 20, monotonic=lambda: now)
+    assert health.problem() is None
+    disk.free_bytes = 1000
+    assert health.problem() is None
+    now = 1.5
+    problem = health.problem()
+    assert isinstance(problem, StorageFull)
+    disk.free_bytes = None
+    now = 3.0
+    assert health.problem() is None
+
+
+async def test_the_margin_is_small_on_a_small_disk(tmp_path: Path, disk: FailingDisk) -> None:
+    """However much is asked for, a few hundredths of the disk are enough."""
+    health = Health(tmp_path, disk, min_free_bytes=1 << 62)
+    room = disk.room(tmp_path)
+    disk.free_bytes = room.f_blocks * room.f_frsize // 20
+    assert health.problem() is None
+
+
+async def test_a_disk_that_cannot_be_asked_takes_no_mail(tmp_path: Path, disk: FailingDisk) -> None:
+    """A failing statvfs is a problem like any other."""
+    disk.faults["room"] = IO_ERROR
+    health = Health(tmp_path, disk, min_free_bytes=0)
+    assert health.problem() is not None
