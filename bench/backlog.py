@@ -107,7 +107,7 @@ def measure(stage: Stage, side: Side) -> dict[str, float]:
         found["memory_drained"] = (
             max(machine.peak_bytes(pid) for pid in contestant.workers()) / 2**20
         )
-        left = _smallest_disk(contestant, seconds=20)
+        left = _smallest_disk(contestant, enough=empty, seconds=30)
         found["disk_left"] = max(0.0, left - empty) / (count * 4096)
         sink.stop()
     found["disk_64k"] = _disk_large(stage, side)
@@ -127,11 +127,11 @@ def _largest(contestant: Contestant) -> float:
     return max(machine.resident_bytes(pid) for pid in contestant.workers()) / 2**20
 
 
-def _smallest_disk(contestant: Contestant, *, seconds: float) -> int:
-    """What the spool shrinks to while it tidies up for some seconds."""
+def _smallest_disk(contestant: Contestant, *, enough: int, seconds: float) -> int:
+    """What the spool shrinks to while it tidies up, until it is `enough` or time is over."""
     deadline = time.monotonic() + seconds
     least = machine.allocated_bytes(contestant.spool())
-    while time.monotonic() < deadline:
+    while least > enough and time.monotonic() < deadline:
         time.sleep(1)
         least = min(least, machine.allocated_bytes(contestant.spool()))
     return least

@@ -22,7 +22,7 @@ Script = Generator[tuple[bytes, int], list[bytes], None]
 """One session: yields (octets to send, replies to wait for), is sent the replies."""
 
 
-class Refused(Exception):  # noqa: N818 - reads as what it says
+class Refused(Exception):
     """A reply that the script did not expect: the run is void."""
 
 
@@ -173,36 +173,43 @@ class _Wire:
 def drive(plan: Plan) -> Tally:
     """Run a plan in this process. Raises Refused on any reply it does not expect."""
     work = Work(plan)
-    make: Callable[[float | None], Script] = getattr(work, plan.kind)
-    poll = select.epoll()
     wires: dict[int, _Wire] = {}
     time.sleep(max(0.0, plan.start_at - time.time()))
     work.tally.began = time.time()
+    try:
+        with select.epoll() as poll:
+            _drive(plan, work, wires, poll)
+    finally:
+        for wire in wires.values():
+            wire.socket.close()
+    work.tally.ended = time.time()
+    return work.tally
+
+
+def _drive(plan: Plan, work: Work, wires: dict[int, _Wire], poll: select.epoll) -> None:
+    make: Callable[[float | None], Script] = getattr(work, plan.kind)
     origin = time.perf_counter()
     opened = 0
 
     def launch(due: float | None) -> None:
-        nonlocal opened
         wire = _Wire(plan.port, make(due))
         wires[wire.socket.fileno()] = wire
         poll.register(wire.socket.fileno(), select.EPOLLIN)
-        opened += 1
 
     while time.perf_counter() - origin < plan.give_up_after:
         wait = 1.0
-        if plan.per_second:
-            while opened < plan.count:
-                due = origin + opened / plan.per_second
-                wait = due - time.perf_counter()
-                if wait > 0:
-                    break
-                launch(due)
-        else:
+        if not plan.per_second:
             while len(wires) < plan.sessions and work.left:
                 launch(None)
-        if not wires and (opened >= plan.count or not work.left):
-            work.tally.ended = time.time()
-            return work.tally
+        while plan.per_second and opened < plan.count:
+            due = origin + opened / plan.per_second
+            wait = due - time.perf_counter()
+            if wait > 0:
+                break
+            launch(due)
+            opened += 1
+        if not wires and not work.left:
+            return
         for number, _event in poll.poll(max(0.0, min(1.0, wait))):
             _advance(wires, number, poll)
     raise Refused(f"not done after {plan.give_up_after:g} s: {work.tally.done} of {plan.count}")

@@ -8,6 +8,8 @@ in turn: ours, Postfix, ours, Postfix …
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import subprocess
 import tempfile
@@ -53,8 +55,16 @@ class Stage:
     """Holds what all runs share. `with Stage(...) as stage`."""
 
     def __init__(self, directory: Path, *, quick: bool) -> None:
+        """Clear what a killed run left. Raises PeerFailed while another one runs there."""
         self.quick = quick
         directory.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PeerFailed(f"another benchmark runs in {directory}") from error
+        for leftover in directory.glob("run-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         self.root = Path(tempfile.mkdtemp(prefix="run-", dir=directory))
         self.root.chmod(0o755)
         self._recipients = self.root / "recipients"
@@ -76,6 +86,7 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
+        os.close(self._lock)
 
     def pick(self, full: int, quick: int) -> int:
         """A size for a full run or for --quick."""
