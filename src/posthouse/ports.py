@@ -9,7 +9,7 @@ lives at the edges only.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -340,6 +340,9 @@ class RecipientLists(Protocol):
         Raises ConfigError with all mistakes of the file, StorageError. Unless it
         returns facts, what was in force stays in force.
         """
+
+    def keep_only(self, domains: Collection[str]) -> None:
+        """Take every other domain's list out of force. Raises StorageError."""
 
 
 # --------------------------------------------------------------------------- DNS

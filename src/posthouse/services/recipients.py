@@ -86,9 +86,14 @@ class Publisher:
     async def refresh(self) -> None:
         """Publish everything that is new or has changed, without waiting for quiet.
 
+        Lists of domains that are no longer watched are taken out of force.
         Call it before the node reports itself ready, and on SIGHUP.
         """
         async with self._busy:
+            try:
+                self._lists.keep_only(self._sources.keys())
+            except StorageError as error:
+                observe.trouble("recipients", "old lists stay in force", error)
             for domain, source in list(self._sources.items()):
                 version = self._lists.get_source_version(source.path)
                 if not source.ever:
@@ -226,15 +231,18 @@ class Directories:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take up every list that was replaced, at once.
+        """Take up every list that was replaced or taken out of force, at once.
 
-        One that has gone or is damaged leaves the loaded one in force.
+        One that is damaged leaves the loaded one in force.
         """
         for domain in self._domains:
             version = self._lists.get_version(domain)
-            if version is None or version == self._versions.get(domain):
+            if version == self._versions.get(domain):
                 continue
             self._versions[domain] = version
+            if version is None:
+                self._loaded.pop(domain, None)
+                continue
             directory = self._lists.open(domain)
             if directory is not None:
                 self._loaded[domain] = directory

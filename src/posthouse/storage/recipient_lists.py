@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -85,6 +85,13 @@ class RecipientIndexes:
             built_us=now_us,
         )
         return builder.write(self._path(domain), facts, reading.fold)
+
+    def keep_only(self, domains: Collection[str]) -> None:
+        """Take every other domain's list out of force. Raises StorageError."""
+        with storage_errors(self._directory):
+            for path in self._directory.glob("*.idx"):
+                if path.name.removesuffix(".idx") not in domains:
+                    path.unlink(missing_ok=True)
 
     def _path(self, domain: str) -> Path:
         return self._directory / f"{domain}.idx"

@@ -264,7 +264,7 @@ async def test_directories_swap_a_replaced_list(node: Node) -> None:
 
 
 async def test_directories_keep_what_they_have(node: Node, tmp_path: Path) -> None:
-    """A damaged or vanished index does not take a loaded list out of force."""
+    """A damaged index does not take a loaded list out of force."""
     node.source.write_text("alice\n")
     await node.publisher.refresh()
     directories = Directories(node.indexes, ["example.com"])
@@ -276,6 +276,16 @@ async def test_directories_keep_what_they_have(node: Node, tmp_path: Path) -> No
     directories.refresh()
     assert directories.find("example.com", "alice") is Finding.VOUCHED
     assert node.alerts() == ["example.com: its index is damaged"]
-    index.unlink()
-    directories.refresh()
+
+
+async def test_domain_that_lost_its_list_is_unknown(node: Node, tmp_path: Path) -> None:
+    """When a domain's list is no longer configured, what was published of it counts no more."""
+    node.source.write_text("alice\n")
+    await node.publisher.refresh()
+    directories = Directories(node.indexes, ["example.com"])
     assert directories.find("example.com", "alice") is Finding.VOUCHED
+    node.publisher.set_sources({})
+    await node.publisher.refresh()
+    directories.refresh()
+    assert directories.find("example.com", "alice") is Finding.UNKNOWN
+    assert list((tmp_path / "recipients").iterdir()) == []
