@@ -78,9 +78,12 @@ class ReplyParser:
         for line in lines:
             if line[-1:] == b"\r":
                 line = line[:-1]
+            if len(line) > MAX_LINE_BYTES:
+                self._break("a reply line too long")
+                return replies
             code = _CODES.get(line[:3])
-            if code is None or len(line) > MAX_LINE_BYTES:
-                self._break("a line that is no reply" if code is None else "a reply line too long")
+            if code is None:
+                self._break("a line that is no reply")
                 return replies
             separator = line[3:4]
             if self._lines or separator == b"-":
