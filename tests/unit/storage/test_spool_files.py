@@ -64,7 +64,7 @@ async def test_deleting_gives_back_too(tmp_path: Path) -> None:
     spool = await open_spool(tmp_path)
     for _ in range(20):
         await accept(spool, bytes(7000))
-    assert len(segments(tmp_path)) == 3
+    assert len(segments(tmp_path)) > 1
     assert await spool.act(Selection(), OperatorAction.DELETE, now_us=T0) == 20
     await rest(spool)
     assert len(segments(tmp_path)) <= 1
