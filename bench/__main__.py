@@ -70,6 +70,8 @@ def main() -> int:
         print("\n--quick: smaller numbers than the lines say; nothing to be judged by.")
     if options.json is not None:
         report.write_json(options.json, facts, runs, lines)
+    if options.record is not None:
+        report.record(options.record, facts, lines, " ".join(["python -m bench", *sys.argv[1:]]))
     missed = any(line.verdict == "MISSED" for line in lines)
     if failed:
         return 2
@@ -102,6 +104,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="exit 1 when a floor is missed")
     parser.add_argument("--side", choices=SIDES, help="one side only, to try something")
     parser.add_argument("--json", type=Path, help="write everything to this file")
+    parser.add_argument("--record", type=Path, help="put the table into this document")
     parser.add_argument(
         "--directory",
         type=Path,

@@ -102,6 +102,23 @@ def _number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def record(document: Path, facts: dict[str, str], lines: Sequence[Line], options: str) -> None:
+    """Put machine and table between the markers of a document. Raises ValueError without them."""
+    text = document.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _old, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{document} has no {BEGIN} … {END}")
+    machine = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    table = format_table(lines)
+    document.write_text(
+        f"{head}{BEGIN}\n\nMeasured with `{options}` on:\n\n{machine}\n\n{table}\n\n{END}{tail}"
+    )
+
+
 def write_json(
     path: Path, facts: dict[str, str], runs: Sequence[Run], lines: Sequence[Line]
 ) -> None:

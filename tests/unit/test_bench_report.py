@@ -54,6 +54,22 @@ def test_medians() -> None:
     assert "| 4.00 x | 3 x |" in report.format_table([line])
 
 
+def test_a_recorded_run_replaces_the_one_before(tmp_path: Path) -> None:
+    """Only what stands between the markers of the document changes."""
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"before {report.BEGIN} old {report.END} after")
+    row = Row(name="figure", what="speed of a thing", unit="y")
+    line = report.judge(row, [_run("posthouse", 1, 7)])
+    assert line is not None
+    for _ in range(2):
+        report.record(document, {"cores": "2"}, [line], "python -m bench")
+    text = document.read_text()
+    assert text.startswith("before ")
+    assert text.endswith(" after")
+    assert " old " not in text
+    assert text.count("speed of a thing") == 1
+
+
 @pytest.mark.parametrize("size", [4096, 65536, 50_000])
 def test_messages_have_their_size(tmp_path: Path, size: int) -> None:
     """A message of 4 KiB is 4096 octets on the wire."""
