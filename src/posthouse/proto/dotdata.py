@@ -46,7 +46,9 @@ class DotDecoder:
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Decode the next octets. Sets `bare` (and goes on) when a bare CR or LF was met."""
         buffer = self._held + data if self._held else data
-        end = buffer.find(_END)
+        # One scan finds both the end and stuffed dots; most reads have neither.
+        dotted = buffer.find(b"\r\n.")
+        end = buffer.find(_END, dotted) if dotted >= 0 else -1
         rest: bytes | None = None
         if end >= 0:
             rest = buffer[end + 5 :]
@@ -59,7 +61,7 @@ class DotDecoder:
                 buffer = buffer[:-keep]
         if not buffer:
             return b"", rest
-        if b"\r\n." in buffer:
+        if 0 <= dotted < end or (dotted >= 0 and rest is None):
             buffer = buffer.replace(b"\r\n.", b"\r\n")
         if self._fresh:
             buffer = buffer[2:]
