@@ -15,20 +15,18 @@ A directory holds `spool.db` (envelopes and states), `segments/` and `private/`
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
 
 from posthouse import observe
-from posthouse.errors import BodyDamaged, StorageBroken, StorageBusy, StorageError
+from posthouse.errors import BodyDamaged, StorageBroken, StorageError
 from posthouse.mail.envelope import Client, Envelope
-from posthouse.mail.queueid import format_queue_id, make_queue_id, time_us_of
+from posthouse.mail.queueid import format_queue_id, make_queue_id
 from posthouse.ports import (
     AcceptListener,
     Claim,
@@ -37,7 +35,6 @@ from posthouse.ports import (
     Incoming,
     OperatorAction,
     QueuedMessage,
-    QueuedRecipient,
     Selection,
     Settlement,
 )
@@ -49,63 +46,29 @@ from posthouse.storage.segments import (
     check_header,
     encode_tail,
 )
-from posthouse.storage.spool_batch import Batch
+from posthouse.storage.spool_accept import Accept
 from posthouse.storage.spool_body import EmbeddedBody
 from posthouse.storage.spool_claim import Claimer, Damaged
-from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_compaction import Compactor
 from posthouse.storage.spool_disk import Disk, translate
 from posthouse.storage.spool_health import Health
 from posthouse.storage.spool_incoming import EmbeddedIncoming, Spill
 from posthouse.storage.spool_listing import Listing
+from posthouse.storage.spool_open import Opened, SpoolSettings, open_shard
 from posthouse.storage.spool_reader import OctetReader
-from posthouse.storage.spool_recovery import remove_strays, take_in_records
-from posthouse.storage.spool_writer import Accept, Settle, Writer
+from posthouse.storage.spool_writer import Settle, Writer
+
+__all__ = ["EmbeddedSpool", "SpoolSettings"]
 
 T = TypeVar("T")
 _ACT_AT_ONCE = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpoolSettings:
-    """How one shard uses its disk. Sizes in octets; measured in docs/decisions/0001-spool.md.
-
-    segment_bytes: a segment this long takes no more. spill_bytes: longer bodies go to
-    a file of their own while they arrive. min_free_bytes: left free on the disk (at
-    most 3 % of it). wal_pages: a checkpoint is made when the WAL is this long.
-    retry_seconds: between tries of a disk that failed. compact_seconds: between looks
-    for segments worth compacting, of which at least compact_bytes must be dead.
-    """
-
-    segment_bytes: int = 32 << 20
-    spill_bytes: int = 256 << 10
-    min_free_bytes: int = 256 << 20
-    wal_pages: int = 1000
-    retry_seconds: float = 2.0
-    compact_seconds: float = 10.0
-    compact_bytes: int = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """What `EmbeddedSpool._prepare` made in a thread."""
-
-    layout: Layout
-    disk: Disk
-    lock_fd: int
-    connection: apsw.Connection
-    batch: Batch
-    due: DueClock
-    claims: apsw.Connection
-    listings: apsw.Connection
-    stamp_us: int
 
 
 class EmbeddedSpool:
     """See `ports.Spool`. Made by `open`; methods on the event loop it was opened in."""
 
     def __init__(
-        self, opened: _Opened, shard: int, settings: SpoolSettings, clock_us: Callable[[], int]
+        self, opened: Opened, shard: int, settings: SpoolSettings, clock_us: Callable[[], int]
     ) -> None:
         self.shard = shard
         self._settings = settings
@@ -177,52 +140,9 @@ class EmbeddedSpool:
         """
         schema.check_library()
         opened = await asyncio.get_running_loop().run_in_executor(
-            None, cls._prepare, Layout(directory), disk or Disk(), clock_us
+            None, open_shard, Layout(directory), disk or Disk(), clock_us
         )
         return cls(opened, shard, settings, clock_us)
-
-    @staticmethod
-    def _prepare(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> _Opened:
-        connections: list[apsw.Connection] = []
-        lock_fd = -1
-        try:
-            for path in (layout.directory, layout.segments, layout.private):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock_fd = _lock(layout)
-            os.close(os.open(layout.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            connection = schema.open_to_write(layout.database)
-            connections.append(connection)
-            due = DueClock(clock_us, last_us=0)
-            batch = Batch(connection, due)
-            due.start_behind(batch.stamp_us)
-            taken = take_in_records(connection, batch, layout)
-            if taken:
-                observe.note("spool", f"took in {taken} messages that a crash had left in segments")
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            remove_strays(connection, layout)
-            for path in (layout.segments, layout.private, layout.directory):
-                disk.flush_directory(path)
-            claims = schema.open_to_read(layout.database)
-            connections.append(claims)
-            listings = schema.open_to_read(layout.database)
-            connections.append(listings)
-        except (apsw.Error, OSError, StorageError) as error:
-            for opened in connections:
-                opened.close()
-            if lock_fd >= 0:
-                os.close(lock_fd)
-            raise translate(error, f"cannot open {layout.directory}") from error
-        return _Opened(
-            layout=layout,
-            disk=disk,
-            lock_fd=lock_fd,
-            connection=connection,
-            batch=batch,
-            due=due,
-            claims=claims,
-            listings=listings,
-            stamp_us=batch.stamp_us,
-        )
 
     async def close(self) -> None:
         if self._closing:
@@ -334,39 +254,8 @@ class EmbeddedSpool:
             self._settled = True
 
     def _ring(self, listener: AcceptListener, accept: Accept) -> None:
-        envelope = accept.envelope
-        chunks = accept.chunks
-        body = None
-        if accept.body_crc is None:
-            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        due_us = accept.due_us
-        message = QueuedMessage(
-            queue_id=accept.queue_id,
-            received_us=time_us_of(accept.queue_id),
-            size_bytes=accept.size,
-            envelope_sender=envelope.sender,
-            body_type=envelope.body,
-            smtputf8=envelope.smtputf8,
-            ret=envelope.ret,
-            envid=envelope.envid,
-            client=accept.client,
-            recipients=tuple(
-                [
-                    QueuedRecipient(
-                        seq=seq,
-                        address=recipient.address,
-                        domain=recipient.domain,
-                        notify=recipient.notify,
-                        orcpt=recipient.orcpt,
-                        due_us=due_us,
-                    )
-                    for seq, recipient in enumerate(envelope.recipients)
-                ]
-            ),
-            body=body,
-        )
         try:
-            listener(message)
+            listener(accept.as_queued())
         except Exception as error:  # the bell must not cost the sender its 250
             observe.trouble("spool", "accept listener", error)
 
@@ -539,14 +428,3 @@ class EmbeddedSpool:
         except StorageError as error:
             observe.trouble("spool", "compaction", error)
         return copied
-
-
-def _lock(layout: Layout) -> int:
-    """Hold the shard for this process. Raises StorageBusy."""
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise StorageBusy(f"{layout.directory}: another process holds it") from error
-    return fd

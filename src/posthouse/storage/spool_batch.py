@@ -46,11 +46,16 @@ class Batch:
         self._due = due
         self._domains: dict[str, int] = {}
         self.load_domains()
-        # The time of the last queue id ever stored: ids ascend over restarts.
-        self.stamp_us: int = self._execute(
-            "SELECT max((SELECT coalesce(max(stamp_us), 0) FROM segment), "
-            "(SELECT coalesce(max(queue_id), 0) >> 8 FROM message))"
-        ).get
+        self.stamp_us = self._last_stamp_us()
+
+    def _last_stamp_us(self) -> int:
+        """The time of the last queue id ever stored: ids ascend over restarts."""
+        found: int = self._execute("SELECT coalesce(max(stamp_us), 0) FROM segment").get
+        try:
+            newest: int = self._execute("SELECT coalesce(max(queue_id), 0) FROM message").get
+        except apsw.CorruptError:
+            return found
+        return max(found, time_us_of(newest))
 
     def load_domains(self) -> None:
         """Read the numbers of domains afresh: at the start, and after a rollback."""

@@ -154,6 +154,15 @@ def _is_missing(connection: apsw.Connection, layout: Layout, record: Found) -> b
     return size == HEADER_BYTES + record.size + record.tail_size
 
 
+def _is_named(connection: apsw.Connection, queue_id: int) -> bool:
+    """Whether a row points to a private file, or a damaged page may."""
+    known = "SELECT 1 FROM message WHERE queue_id = ? AND segment = 0"
+    try:
+        return connection.execute(known, (queue_id,)).fetchone() is not None
+    except apsw.CorruptError:
+        return True
+
+
 def remove_strays(connection: apsw.Connection, layout: Layout) -> int:
     """Remove files that no row names; returns how many. Raises apsw.Error, OSError."""
     removed = 0
@@ -165,8 +174,7 @@ def remove_strays(connection: apsw.Connection, layout: Layout) -> int:
     with os.scandir(layout.private) as entries:
         for entry in entries:
             queue_id = parse_queue_id(entry.name.removesuffix(".msg"))
-            known = "SELECT 1 FROM message WHERE queue_id = ? AND segment = 0"
-            if queue_id is None or connection.execute(known, (queue_id,)).fetchone() is None:
+            if queue_id is None or not _is_named(connection, queue_id):
                 os.unlink(entry.path)
                 removed += 1
     if removed:

@@ -27,7 +27,6 @@ import apsw
 
 from posthouse import observe
 from posthouse.errors import StorageBroken, StorageError
-from posthouse.mail.envelope import Client, Envelope
 from posthouse.ports import Settlement
 from posthouse.storage import schema
 from posthouse.storage.segments import (
@@ -39,6 +38,7 @@ from posthouse.storage.segments import (
     encode_tail,
     pack_header,
 )
+from posthouse.storage.spool_accept import Accept
 from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_disk import Disk, translate
@@ -48,37 +48,6 @@ T = TypeVar("T")
 _MOST_MESSAGES = 256
 _MOST_BYTES = 8 << 20
 _MOST_SETTLEMENTS = 2048
-
-
-class Accept:
-    """A message handed to the writer. `body_crc` is known for a private file, else None."""
-
-    __slots__ = (
-        "at", "body_crc", "chunks", "client", "due_us", "envelope", "error",
-        "future", "queue_id", "segment", "size", "tail", "tail_size",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        queue_id: int,
-        size: int,
-        chunks: list[bytes],
-        envelope: Envelope,
-        client: Client,
-        future: asyncio.Future[None] | None,
-        *,
-        body_crc: int | None = None,
-    ) -> None:
-        self.queue_id = queue_id
-        self.size = size
-        self.chunks = chunks
-        self.envelope = envelope
-        self.client = client
-        self.future = future
-        self.body_crc = body_crc
-        self.segment = self.at = self.due_us = self.tail_size = 0
-        self.tail = b""
-        self.error: StorageError | None = None
 
 
 Settle = tuple[Sequence[Settlement], "asyncio.Future[None]"]
