@@ -71,6 +71,7 @@ class Posthouse:
         *,
         connections: int = SESSIONS_HOME,
         workers: int = 0,
+        probe_interval: str = "30s",
     ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="posthouse-", dir=directory))
         self.port = free_port()
@@ -90,6 +91,7 @@ max_connections = 20000
 max_connections_per_client = 20000
 [relay]
 concurrency = {connections}
+probe_interval = "{probe_interval}"
 tls = "none"
 [log]
 to = "{self.root / "mail.log"}"

@@ -70,7 +70,7 @@ def measure(stage: Stage, side: Side) -> dict[str, float]:
     sink = stage.sink()
     found: dict[str, float] = {}
     queued = 0
-    with stage.running(side, sink) as contestant:
+    with stage.running(side, sink, probe_interval="1s") as contestant:
         for depth in depths:
             accepted, delivered = _Cost(), _Cost()
             for _ in range(CYCLES):
@@ -111,12 +111,14 @@ class _Cost:
 def _deliver_some(contestant: Contestant, sink: SmtpSink, sample: int, cost: _Cost) -> int:
     """Open the primary until `sample` messages came; returns how many went in all.
 
-    Counted from the first tenth on, so that neither the operator's command nor
-    the first connections matter.
+    Counted from the first tenth on, so that the first connections do not matter.
+    Postfix must be told that the primary is back; ours sees it within a second. An
+    operator's "retry all" would change a row for each message queued, half a million.
     """
     sink.start()
     try:
-        contestant.retry()
+        if contestant.name == "postfix":
+            contestant.retry()
         sink.wait_messages(sample // 10, seconds=120)
         seen, then = sink.messages, time.perf_counter()
         cpu = machine.cpu_seconds(contestant.group())
@@ -125,6 +127,5 @@ def _deliver_some(contestant: Contestant, sink: SmtpSink, sample: int, cost: _Co
         cpu = machine.cpu_seconds(contestant.group()) - cpu
     finally:
         sink.stop()
-    if last > seen:
-        cost.add(last - seen, now - then, cpu)
+    cost.add(last - seen, now - then, cpu)
     return sink.messages

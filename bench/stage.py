@@ -110,8 +110,10 @@ class Stage:
             path.write_bytes(head + body)
         return path
 
-    def make(self, side: Side, sink_port: int, *, connections: int = 20) -> Contestant:
-        """A fresh, stopped instance."""
+    def make(
+        self, side: Side, sink_port: int, *, connections: int = 20, probe_interval: str = "30s"
+    ) -> Contestant:
+        """A fresh, stopped instance. probe_interval: how soon ours sees a primary return."""
         if side == "postfix":
             return Rival(self.root, self._recipients, sink_port, connections=connections)
         return Posthouse(
@@ -120,12 +122,17 @@ class Stage:
             sink_port,
             connections=connections,
             workers=1 if connections == 1 else 0,
+            probe_interval=probe_interval,
         )
 
     @contextlib.contextmanager
-    def running(self, side: Side, sink: SmtpSink, *, connections: int = 20) -> Iterator[Contestant]:
+    def running(
+        self, side: Side, sink: SmtpSink, *, connections: int = 20, probe_interval: str = "30s"
+    ) -> Iterator[Contestant]:
         """A fresh instance that relays to `sink` (up or down), warmed up by a few refusals."""
-        contestant = self.make(side, sink.port, connections=connections)
+        contestant = self.make(
+            side, sink.port, connections=connections, probe_interval=probe_interval
+        )
         try:
             contestant.start()
             wait_ready(contestant)
