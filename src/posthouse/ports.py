@@ -344,6 +344,12 @@ class RecipientLists(Protocol):
     def keep_only(self, domains: Collection[str]) -> None:
         """Take every other domain's list out of force. Raises StorageError."""
 
+    def set_problem(self, domain: str, problem: str) -> None:
+        """Leave word of what is wrong with the domain's text file; "" = nothing. Never raises."""
+
+    def get_problem(self, domain: str) -> str:
+        """What `set_problem` said last, "" when nothing is wrong. Never raises."""
+
 
 # --------------------------------------------------------------------------- DNS
 

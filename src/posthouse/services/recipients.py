@@ -127,6 +127,7 @@ class Publisher:
         source.in_force = facts
         if facts.source == source.path and facts.source_version == version:
             source.put_in_force(facts)
+            self._lists.set_problem(domain, source.problem)
 
     async def _publish(self, domain: str, source: _Source, version: Fingerprint | None) -> None:
         old = source.in_force
@@ -149,6 +150,7 @@ class Publisher:
                 source.ever = False
                 return
             source.put_in_force(facts)
+            self._lists.set_problem(domain, source.problem)
             observe.note(
                 "recipients",
                 f"{domain}: {facts.entries} recipients from {facts.source}"
@@ -163,6 +165,7 @@ class Publisher:
         if problem == source.problem:
             return
         source.problem = problem
+        self._lists.set_problem(domain, problem)
         old = source.in_force
         consequence = (
             "no list yet, so nobody is known"
@@ -262,5 +265,10 @@ class Directories:
             again = changed
 
     def describe(self) -> Mapping[str, Facts]:
-        """For `status`, by domain."""
-        return {domain: self.get(domain).describe() for domain in self._domains}
+        """For `status`, by domain: the list in force here, and what is wrong with its source."""
+        described: dict[str, Facts] = {}
+        for domain in self._domains:
+            facts = dict(self.get(domain).describe())
+            facts["problem"] = self._lists.get_problem(domain) or facts["problem"]
+            described[domain] = facts
+        return described

@@ -19,6 +19,7 @@ from posthouse.ports import Fingerprint, RecipientListFacts
 from posthouse.storage.recipient_index import IndexBuilder, IndexDirectory, storage_errors
 
 MAX_FILE_BYTES: Final = 2 << 30
+MAX_PROBLEM: Final = 4000  # characters of what is wrong with a file that `status` shows
 MAX_RECIPIENTS: Final = 50_000_000  # what a roster may hold
 _READ_BYTES: Final = 1 << 20
 
@@ -92,6 +93,30 @@ class RecipientIndexes:
             for path in self._directory.glob("*.idx"):
                 if path.name.removesuffix(".idx") not in domains:
                     path.unlink(missing_ok=True)
+            for path in self._directory.glob("*.problem"):
+                if path.name.removesuffix(".problem") not in domains:
+                    path.unlink(missing_ok=True)
+
+    def set_problem(self, domain: str, problem: str) -> None:
+        """Leave word for `status`; it is no loss when a full disk forgets it."""
+        path = self._problem_path(domain)
+        try:
+            if not problem:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_text(problem[:MAX_PROBLEM], "utf-8", "replace")
+        except OSError:
+            pass
+
+    def get_problem(self, domain: str) -> str:
+        """What is wrong with the domain's text file now."""
+        try:
+            return self._problem_path(domain).read_text("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def _problem_path(self, domain: str) -> Path:
+        return self._directory / f"{domain}.problem"
 
     def _path(self, domain: str) -> Path:
         return self._directory / f"{domain}.idx"

@@ -61,7 +61,11 @@ class Node:
         return Directories(self.indexes, ["example.com"]).find("example.com", local_part)
 
     def problem(self) -> object:
-        return self.publisher.describe()["example.com"]["problem"]
+        """What the publisher says; workers must say the same."""
+        problem = self.publisher.describe()["example.com"]["problem"]
+        seen = Directories(self.indexes, ["example.com"]).describe()["example.com"]["problem"]
+        assert seen == (problem or ("" if seen != "no list loaded" else seen))
+        return problem
 
     def alerts(self) -> list[str]:
         observe.flush()
