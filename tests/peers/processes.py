@@ -27,11 +27,11 @@ STOP_SECONDS: Final = 10.0
 """How long a peer may take to end by itself before it is killed."""
 
 
-class PeerMissing(RuntimeError):  # noqa: N818 - reads as what it says
+class PeerMissing(RuntimeError):
     """A program that the tests need is not on this machine (or may not be run by this user)."""
 
 
-class PeerFailed(RuntimeError):  # noqa: N818 - reads as what it says
+class PeerFailed(RuntimeError):
     """A peer did not start, did not end, or gave up; the text holds what it said."""
 
 
