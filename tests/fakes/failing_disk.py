@@ -131,6 +131,7 @@ class CutDisk(Disk):
         """Take the images of this instant: what was not flushed is lost, cut, in holes, kept."""
         if not self.recording:
             return
+        promised, removed = frozenset(self.promised), frozenset(self.removed)
         images: dict[str, dict[str, bytes]] = {"lost": {}, "half": {}, "holes": {}, "kept": {}}
         for path in self._paths():
             try:
@@ -145,10 +146,9 @@ class CutDisk(Disk):
             images["half"][path] = flushed + fresh[: len(fresh) // 2]
             hole = min(600, len(fresh) // 3)  # blocks reach a disk in any order
             images["holes"][path] = flushed + fresh[:hole] + bytes(hole) + fresh[2 * hole :]
+        promised &= self.promised  # another thread may have gone on meanwhile
         for kind, files in images.items():
-            self.images.append(
-                Image(f"{step}, {kind}", files, frozenset(self.promised), frozenset(self.removed))
-            )
+            self.images.append(Image(f"{step}, {kind}", files, promised, removed))
 
     def create(self, path: Path) -> int:
         fd = super().create(path)

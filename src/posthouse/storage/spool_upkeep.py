@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import apsw
@@ -19,8 +20,6 @@ from posthouse.storage import schema
 from posthouse.storage.segments import Layout, SegmentWriter
 from posthouse.storage.spool_disk import Disk
 
-_SEGMENTS_AT_ONCE = 4
-_PRIVATE_AT_ONCE = 64
 _VACUUM_PAGES = 256
 _FREE_PAGES_KEPT = 512
 _PATIENCE_BATCHES = 32
@@ -38,12 +37,16 @@ class Upkeep:
         *,
         wal_pages: int,
         flush_wal: Callable[[], StorageError | None],
+        wake: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._layout = layout
         self._disk = disk
         self._segments = segments
         self._flush_wal = flush_wal
+        self._wake = wake
+        self._unlinker = ThreadPoolExecutor(1, "spool-unlink")
+        self._unlinking: Future[tuple[list[int], list[int]]] | None = None
         self._wal_limit = wal_pages
         self._checkpoint_at = wal_pages
         self._wal_pages = 0
@@ -61,6 +64,8 @@ class Upkeep:
         """Do what is due, a bounded piece of it."""
         self._batches += 1
         try:
+            if self._unlinking is not None and self._unlinking.done():
+                self._note_removed(self._unlinking)
             if self.removed and (idle or self._batches >= _PATIENCE_BATCHES):
                 self._batches = 0
                 self._remove_files()
@@ -80,10 +85,10 @@ class Upkeep:
 
         First the WAL is flushed: a crash must not bring back rows without their
         octets, nor lose a private message together with the record that points to it.
+        Unlinking a segment takes the kernel milliseconds: another thread waits for that.
         """
-        if self.wal_suspect:
+        if self.wal_suspect or self._unlinking is not None:
             return
-        self.removed = False
         row: Any = self._connection.execute(schema.GONE).fetchone()
         segments, private = json.loads(row[0]), json.loads(row[1])
         if self._segments.is_open and self._segments.number in segments:
@@ -91,27 +96,38 @@ class Upkeep:
                 self._segments.seal()
             else:
                 segments.remove(self._segments.number)
-        if not segments and not private:
-            return
-        if self._flush_wal() is not None:
-            return
-        self.removed = len(segments) > _SEGMENTS_AT_ONCE or len(private) > _PRIVATE_AT_ONCE
-        segments, private = segments[:_SEGMENTS_AT_ONCE], private[:_PRIVATE_AT_ONCE]
-        for number in segments:
-            self._unlink(str(self._layout.segment_path(number)))
-        for queue_id in private:
-            self._unlink(str(self._layout.private_path(queue_id)))
+        if segments or private:
+            if self._flush_wal() is not None:
+                return
+            self._unlinking = self._unlinker.submit(self._unlink, segments, private)
+            self._unlinking.add_done_callback(lambda _: self._wake())
+        self.removed = False
+
+    def _unlink(self, segments: list[int], private: list[int]) -> tuple[list[int], list[int]]:
+        paths = [self._layout.segment_path(number) for number in segments]
+        paths += [self._layout.private_path(queue_id) for queue_id in private]
+        for path in paths:
+            try:
+                self._disk.unlink(path)
+            except FileNotFoundError:
+                pass  # unlinked before a crash that lost the note of it
+        return segments, private
+
+    def _note_removed(self, unlinking: Future[tuple[list[int], list[int]]]) -> None:
+        """Forget files that are gone, and look whether there are more."""
+        self._unlinking = None
+        segments, private = unlinking.result()
         with self._connection:
             if segments:
                 self._connection.execute(schema.FORGET_SEGMENTS, (json.dumps(segments),))
             if private:
                 self._connection.execute(schema.FORGET_ORPHANS, (json.dumps(private),))
+        self.removed = True
 
-    def _unlink(self, path: str) -> None:
-        try:
-            self._disk.unlink(self._layout.directory / path)
-        except FileNotFoundError:
-            pass  # unlinked before a crash that lost the note of it
+    @property
+    def resting(self) -> bool:
+        """True when there are no files left to remove."""
+        return not self.removed and self._unlinking is None
 
     # ------------------------------------------------------------------ database
 
@@ -131,6 +147,10 @@ class Upkeep:
         self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
         free = self._connection.pragma("freelist_count")
         self._shrink = free > _FREE_PAGES_KEPT
+        if self._shrink:
+            self._wake()  # go on, unless mail comes first
+        else:
+            self._checkpoint()  # only this cuts the file
 
     def rescue_wal(self) -> None:
         """Make durable another way what a failed flush left in the WAL. Raises apsw.Error."""
@@ -158,7 +178,10 @@ class Upkeep:
 
     def close(self) -> None:
         """Carry the whole WAL over, so that the next start reads one file."""
+        self._unlinker.shutdown()
         try:
+            if self._unlinking is not None:
+                self._note_removed(self._unlinking)
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except apsw.Error as error:
+        except (apsw.Error, OSError) as error:
             observe.trouble("spool", "last checkpoint", error)

@@ -80,7 +80,13 @@ class Writer:
         self._failed = failed
         self._batch = batch
         self._upkeep = Upkeep(
-            connection, layout, disk, segments, wal_pages=wal_pages, flush_wal=self._flush_wal
+            connection,
+            layout,
+            disk,
+            segments,
+            wal_pages=wal_pages,
+            flush_wal=self._flush_wal,
+            wake=lambda: self._wake.put(None),
         )
         self._loop = asyncio.get_running_loop()
         self._accepts: deque[Accept] = deque()
@@ -132,6 +138,11 @@ class Writer:
         """Write a damaged index afresh."""
         return self._put(lambda _, c: schema.rebuild_queues(c), in_transaction=False)
 
+    @property
+    def resting(self) -> bool:
+        """True when all upkeep is done that there was to do."""
+        return self._upkeep.resting
+
     async def stop(self) -> None:
         """Finish what was handed over, then end the thread."""
         self._stopping = True
@@ -171,6 +182,7 @@ class Writer:
             while self._accepts or self._settles or self._calls:
                 self._turn()
                 self._upkeep.between_batches(idle=not (self._accepts or self._settles))
+            self._upkeep.between_batches(idle=True)
             if self._stopping:
                 break
         self._segments.seal()
