@@ -102,7 +102,7 @@ class TlsFailed(PosthouseError):
 class NextHopFailure(PosthouseError):
     """No session with a next hop, or the session ended early.
 
-    stage: "connect", "greeting", "ehlo", "starttls", "session".
+    stage: "connect", "greeting", "ehlo", "starttls", "session"; "mail" when a probe was refused.
     reply_code/reply_text: what the peer said, 0/"" when it said nothing.
     """
 

@@ -404,7 +404,8 @@ class Transaction(msgspec.Struct, kw_only=True):
 class RecipientResult(msgspec.Struct, frozen=True, gc=False):
     """The peer's answer for one recipient.
 
-    stage: where it fell: "mail", "rcpt", "data", "dot". code 250 = delivered;
+    stage: where it fell: "mail", "rcpt", "data", "dot", or "local" (never offered: the
+    next hop lacks SMTPUTF8 or takes no message that large). code 250 = delivered;
     text: one line, enhanced code included, as the peer said it.
     """
 

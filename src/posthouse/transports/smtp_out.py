@@ -120,9 +120,10 @@ class SmtpConnector:
         try:
             return await self._try(target, wish)
         except HandshakeFailure as failure:
+            why = failure.detail.partition(": ")[2]  # without the name
             observe.note(
                 "smtp",
-                f"TLS with {_name(target)} failed: {failure.detail}; sending in clear",
+                f"TLS with {_name(target)} failed: {why}; sending in clear",
                 next_hop=target.host,
                 address=target.address,
             )

@@ -279,7 +279,7 @@ class SmtpSession(asyncio.Protocol):
             return
         self._flush()
         if self._tls is not None and self._tls.established:
-            transport.write(self._tls.close())
+            self._write(self._tls.close())
         self._closing_at = self._loop.time()
         transport.close()
 
@@ -446,9 +446,6 @@ class SmtpSession(asyncio.Protocol):
         output = self._client.take_output()
         if not output:
             return
-        transport = self._transport
-        if transport is None or self._gone:
-            return
         data = output[0] if len(output) == 1 else b"".join(output)
         tls = self._tls
         if tls is not None:
@@ -457,20 +454,24 @@ class SmtpSession(asyncio.Protocol):
             except TlsFailed as failure:
                 self._fail_tls(failure)
                 return
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():  # uvloop raises where asyncio warns
+            return
         self._written += len(data)
         transport.write(data)
 
     def _shake_hands(self) -> None:
-        assert self._transport is not None
         try:
             self._tls = self._tls_maker.open_channel(self.target.host)
-            self._transport.write(self._tls.start())
+            self._write(self._tls.start())
         except TlsFailed as failure:
             self._fail_tls(failure)
 
     def _decrypt(self, data: bytes) -> bytes:
         assert self._tls is not None
-        assert self._transport is not None
         was_established = self._tls.established
         try:
             plain, due = self._tls.feed(data)
@@ -478,16 +479,15 @@ class SmtpSession(asyncio.Protocol):
             self._fail_tls(failure)
             return b""
         if due:
-            self._transport.write(due)
+            self._write(due)
         if self._tls.established and not was_established:
             self._client.tls_established()
             self._flush()
         return plain
 
     def _fail_tls(self, failure: TlsFailed) -> None:
-        assert self._transport is not None
         if failure.alert:
-            self._transport.write(failure.alert)  # goes out at once where the socket takes it
+            self._write(failure.alert)  # goes out at once where the socket takes it
         self._lose(f"TLS failed: {failure.detail}")
 
     # ------------------------------------------------------------------ ends
