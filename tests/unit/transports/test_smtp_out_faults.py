@@ -18,10 +18,10 @@ from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 IMPATIENT = OutSettings(
     helo_name="mx2.example.net",
     connect_timeout=20,
-    greeting_timeout=0.2,
-    command_timeout=0.2,
-    data_block_timeout=0.2,
-    final_dot_timeout=0.2,
+    greeting_timeout=0.4,
+    command_timeout=0.4,
+    data_block_timeout=0.4,
+    final_dot_timeout=0.4,
 )
 PATIENT = OutSettings(helo_name="mx2.example.net")
 PIPELINED = ("PIPELINING",)
@@ -234,7 +234,7 @@ async def test_a_session_may_be_idle_for_longer_than_any_time_out(
         session = await connector.connect(Target("p.example", peer.host, peer.port), source)
         await source.wait_outcomes(1)
         ended = asyncio.create_task(session.wait_end())
-        await asyncio.wait([ended], timeout=0.6)
+        await asyncio.wait([ended], timeout=1.0)
         assert not ended.done()
         source.waiting.append(make_transaction(queue_id=2))
         session.poke()

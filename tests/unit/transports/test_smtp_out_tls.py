@@ -175,7 +175,7 @@ async def serve_clear_after_bad_tls(
 async def test_opportunistic_goes_on_in_clear_once(make: Any, notes: Any, how: str) -> None:
     """A handshake that fails is tried no second time: the mail goes in clear, and a note says so."""
     seen: list[str] = []
-    connector = make("opportunistic", command_timeout=0.3 if how == "silence" else 300.0)
+    connector = make("opportunistic", command_timeout=0.5 if how == "silence" else 300.0)
     source = ListSource([make_transaction()])
     async with raw_peer(lambda r, w: serve_clear_after_bad_tls(r, w, seen, how)) as port:
         session = await connector.connect(Target("mx.example.com", "127.0.0.1", port), source)
@@ -230,7 +230,7 @@ async def test_silent_in_the_handshake(make: Any) -> None:
     seen: list[str] = []
     async with raw_peer(lambda r, w: serve_clear_after_bad_tls(r, w, seen, "silence")) as port:
         with pytest.raises(NextHopFailure, match="timed out waiting for TLS handshake"):
-            await make("required", command_timeout=0.3).connect(
+            await make("required", command_timeout=0.5).connect(
                 Target("mx.example.com", "127.0.0.1", port), ListSource()
             )
 
