@@ -32,7 +32,7 @@ _FACTORS = {
 }
 
 
-class Wrong(Exception):  # noqa: N818 - a finding for the operator, reported as a value
+class Wrong(Exception):
     """What is wrong with a value, as (where below the key, what, remedy) triples."""
 
     def __init__(self, what: str, remedy: str) -> None:

@@ -22,14 +22,20 @@ from posthouse.config import load
 from posthouse.config_schema import Config
 from posthouse.errors import ConfigError
 from posthouse.node_control import run_control
-from posthouse.node_process import configure_log
+from posthouse.node_process import configure_log, find_loop_factory
 from posthouse.node_sockets import Listeners, open_listeners, raise_file_limit
 from posthouse.node_user import NodeLock, become, describe_self, find_user, prepare_data_dir
 from posthouse.node_worker import run_worker
-from posthouse.supervisor import Duty, Heartbeat, Supervisor, forbid_new_privileges
+from posthouse.supervisor import (
+    Duty,
+    Heartbeat,
+    Supervisor,
+    block_signals,
+    forbid_new_privileges,
+)
 
 # A stopping node or an operator's command holds the directory for a moment longer.
-LOCK_SECONDS: Final = 15.0
+LOCK_SECONDS: Final = 5.0
 # Open files of a worker beyond its sessions: relay, spool, logs.
 FILES_BESIDE: Final = 256
 
@@ -41,8 +47,10 @@ def serve(file: Path) -> int:
     prepare_data_dir(config.data_dir, account)
     configure_log(config, owner=None if account is None else account.pw_uid)
     workers = config.workers or len(os.sched_getaffinity(0))
+    block_signals()  # who sees the port open may send them
     listeners = open_listeners(config.smtp.listen, workers)
     file_limit = raise_file_limit()
+    find_loop_factory()  # imports it while we may still go where our code is installed
     if account is not None:
         become(account)
     forbid_new_privileges()

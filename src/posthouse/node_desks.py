@@ -27,7 +27,7 @@ from posthouse.node_user import NodeLock, become, find_owner, is_locked
 CONNECT_SECONDS: Final = 10.0
 
 
-class NodeUnreachable(PosthouseError):  # noqa: N818 - reads as what it says
+class NodeUnreachable(PosthouseError):
     """No desk answers."""
 
 
@@ -104,12 +104,13 @@ def _run_desk(config: Config, connection: socket.socket) -> NoReturn:
     try:
         # Ctrl-C is for the command; we end, in good order, when it closes its end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Before we are somebody who may not be allowed where our code is installed.
+        from posthouse.node_spools import serve_desk
+
         if os.geteuid() == 0:  # what root makes here the node could not write
             become(find_owner(config.data_dir))
         (config.data_dir / "run").mkdir(mode=0o700, exist_ok=True)
         NodeLock(config.data_dir, wait_seconds=CONNECT_SECONDS)
-        from posthouse.node_spools import serve_desk
-
         asyncio.run(serve_desk(config, connection))
         code = 0
     except StorageError as error:

@@ -7,7 +7,6 @@ again and hands it to the duty, which puts it in force while it goes on working.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -34,14 +33,20 @@ def clock_us() -> int:
 
 def run_in_loop(work: Coroutine[Any, Any, int]) -> int:
     """Run a process's main coroutine, on uvloop where it is installed and not declined."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if os.environ.get("POSTHOUSE_UVLOOP", "1") != "0":
-        with contextlib.suppress(ImportError):
-            import uvloop
-
-            factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=find_loop_factory()) as runner:
         return runner.run(work)
+
+
+def find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed and POSTHOUSE_UVLOOP is not 0; None for asyncio's own."""
+    if os.environ.get("POSTHOUSE_UVLOOP", "1") == "0":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 class Process:

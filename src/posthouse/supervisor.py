@@ -50,6 +50,14 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
+def block_signals() -> set[signal.Signals | int]:
+    """Keep signals until `Supervisor.run` takes them; before, they would end us.
+
+    Returns the mask of before.
+    """
+    return signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
 class Heartbeat:
     """One child's place in memory shared with the supervisor. Costs no system call."""
 
@@ -136,7 +144,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Start all duties and return when all have ended: 0 after a stop in good order."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        before = block_signals()
         try:
             while self._stop_by is None or any(child.pid for child in self._children):
                 if self._stop_by is None:
