@@ -7,6 +7,7 @@ Writes nothing and asks nobody.
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,7 @@ def check_whole(
     _check_certificate(sections["smtp"], findings)
     if sections["relay"]["ca_file"] is not None:
         _check_readable(("relay", "ca_file"), sections["relay"]["ca_file"], findings.wrong)
+    _check_user(top["user"], findings)
     names = {domain["name"] for domain in domains if domain["name"]}
     if top["contact"] is not None:
         at = top["contact"].rpartition("@")[2]
@@ -72,6 +74,15 @@ def check_whole(
                 f"{at} is behind this backup: alerts would wait for the primary they are about",
                 "use an address elsewhere",
             )
+
+
+def _check_user(name: str | None, findings: Findings) -> None:
+    if name is None:
+        return
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        findings.wrong(("user",), f"there is no user {name}", "create it or name another")
 
 
 def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:

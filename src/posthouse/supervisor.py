@@ -31,6 +31,8 @@ from posthouse import observe
 # How long a child's loop may stand still before it is killed. No duty of a loop takes
 # seconds; a minute forgives a stopped machine or a disk that went away and came back.
 STUCK_SECONDS: Final = 60.0
+# The supervisor looks once a second. When it was away for longer the whole machine was.
+EXCUSE_SECONDS: Final = 5.0
 # Until its first beat a child reads its shard: a million queued messages take seconds.
 START_SECONDS: Final = 900.0
 BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -140,6 +142,7 @@ class Supervisor:
         self._backoff = backoff_seconds
         self._stop_by: float | None = None
         self._announced = False
+        self._last_look = self._excused = 0.0
         self._begun = time.monotonic()
 
     def run(self) -> int:
@@ -256,6 +259,9 @@ class Supervisor:
 
     def _watch(self) -> None:
         now = time.monotonic()
+        if now - self._last_look > EXCUSE_SECONDS:
+            self._excused = now  # we stood still ourselves: so did they, and not for their fault
+        self._last_look = now
         healthy = True
         for child in self._children:
             if not child.pid:
@@ -265,7 +271,7 @@ class Supervisor:
                 child.told_ready = True
                 observe.note("master", f"{child.duty.name} (pid {child.pid}) serves")
             limit = self._stuck_seconds if beat else START_SECONDS
-            if now - (beat or child.started) > limit:
+            if now - max(beat or child.started, self._excused) > limit:
                 healthy = False
                 observe.alert("process", f"{child.duty.name} (pid {child.pid}) hangs: killed")
                 os.kill(child.pid, signal.SIGKILL)

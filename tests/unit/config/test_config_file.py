@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import pwd
 from datetime import timedelta
 from pathlib import Path
 
@@ -66,6 +68,7 @@ MISTAKES = [
     ("keepfor = 5\n" + SMALLEST, "1: keepfor: unknown key; did you mean domain.keep_for?"),
     ("[smpt]\n" + SMALLEST, "1: smpt: unknown table; did you mean smtp?"),
     (SMALLEST + "[https]\nlisten = []\n", "4: https: unknown table; "),
+    ('user = "no-such-user"\n' + SMALLEST, "1: user: there is no user no-such-user; create it"),
     ("zzz = 1\n" + SMALLEST, "1: zzz: unknown key; remove it"),
     (SMALLEST.replace("[[domain]]", "[domain]"), "2: domain: is not a list of tables"),
     ('hostname = "mx2.example.net"\n', "1: no domain; add [[domain]]"),
@@ -197,6 +200,7 @@ def test_the_annotated_example_is_valid_and_whole(tmp_path: Path) -> None:
         line.removeprefix("#") if line.startswith("#") and not line.startswith("# ") else line
         for line in text.splitlines()
     )
+    loud = loud.replace('user = "posthouse"', f'user = "{pwd.getpwuid(os.geteuid()).pw_name}"')
     issued = trustme.CA().issue_cert("mx2.example.net")
     for name in ("fullchain.pem", "privkey.pem"):
         loud = loud.replace(f"/etc/posthouse/{name}", str(tmp_path / name))
