@@ -236,7 +236,7 @@ class SessionPool:
 
     def _ended(self, lane: Lane, end: SessionEnd) -> None:
         said = end.reply_text or end.failure or ""
-        if end.stage == "mail":  # when its results came by `finished`, this is known already
+        if end.stage == "mail" and end.reply_code:  # `finished` told the rest of it already
             if 500 <= end.reply_code <= 599:
                 self.refused(lane.relay, said)
         elif not lane.served:

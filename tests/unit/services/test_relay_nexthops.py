@@ -11,7 +11,7 @@ from fakes.relay_world import MX, OTHER, PRIMARY, World, fixed
 from fakes.resolver import FakeResolver
 from fakes.timers import turn_over
 from posthouse.domain.nexthop import HostPort, State
-from posthouse.ports import Target
+from posthouse.ports import SessionEnd, Target
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 
 SETTINGS = RelaySettings(own_names=frozenset({"mx2.example.net"}), concurrency=4)
@@ -325,3 +325,17 @@ async def test_fault_of_our_own_is_survived(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     await world.timers.advance(34)
     assert len(world.peer().delivered) == 1
+
+
+async def test_sessions_lost_at_mail_mark_it_down() -> None:
+    """A peer that hangs up or talks nonsense at MAIL is not called again and again."""
+    world = World({"example.com": fixed(PRIMARY)}, SETTINGS)
+    world.peer().hold = True
+    await world.accept_many(300)
+    await world.start()
+    for _ in range(200):
+        for session in world.peer().open_sessions:
+            session.lose(end=SessionEnd(failure="lost connection", stage="mail"))
+        await turn_over()
+    assert world.state() is State.DOWN
+    assert world.peer().connects <= 12
