@@ -98,7 +98,8 @@ class SmtpSession(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._preparing = False
         self._quit_wanted = False
-        self._contents: dict[int, _Content] = {}  # by queue id
+        # By id() of the transaction: one message may go as two, to two domains, at once.
+        self._contents: dict[int, _Content] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._written = 0
         self._progress = (0, 0, 0)
@@ -244,7 +245,7 @@ class SmtpSession(asyncio.Protocol):
                 assert self._source is not None
                 self._source.returned(transaction, why=event.why, after_dot=event.after_dot)
             case ContentWanted():
-                content = self._contents.pop(_transaction(event.token).message.queue_id)
+                content = self._contents.pop(id(event.token))
                 self._run(self._stream(content))
             case Greeted():
                 if not self._opened.done():
@@ -347,7 +348,7 @@ class SmtpSession(asyncio.Protocol):
             transaction, transaction.message, None, octets=content.body.size_bytes, head=head
         )
         if refusal is None:
-            self._contents[transaction.message.queue_id] = content
+            self._contents[id(transaction)] = content
             return True
         content.body.close()
         return self._refuse(transaction, source, refusal)
@@ -436,7 +437,7 @@ class SmtpSession(asyncio.Protocol):
             self._writable.set_result(None)
 
     def _forget(self, transaction: Transaction) -> None:
-        content = self._contents.pop(transaction.message.queue_id, None)
+        content = self._contents.pop(id(transaction), None)
         if content is not None:
             content.body.close()
 

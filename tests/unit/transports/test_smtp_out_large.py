@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -13,7 +13,7 @@ from fakes.scripted_peer import STALL, ScriptedPeer
 from fakes.stored_body import StoredBody
 from fakes.work_source import ListSource, make_transaction
 from posthouse.errors import BodyDamaged, StorageBroken
-from posthouse.ports import Body, Target
+from posthouse.ports import Body, RecipientResult, Target, Transaction
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 from posthouse.transports.smtp_out_session import PIECE_BYTES
 
@@ -309,3 +309,31 @@ async def test_lost_while_a_message_is_opened(disk: Disk) -> None:
         await session.wait_end()
     assert source.returned_with == {1: ("session ended", False)}
     assert body.closed == 1
+
+
+class _Both(ListSource):
+    """Tells when two outcomes came, for one queue id or two."""
+
+    def __init__(self, transactions: list[Transaction]) -> None:
+        super().__init__(transactions)
+        self.results: list[RecipientResult] = []
+        self.both = asyncio.Event()
+
+    def finished(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:
+        self.results.extend(results)
+        if len(self.results) == 2:
+            self.both.set()
+
+
+async def test_one_message_for_two_domains_at_once(connector: SmtpConnector) -> None:
+    """A large message that goes as two transactions of one session arrives twice, whole."""
+    body = LINE * (2 * PIECE_BYTES // len(LINE))
+    source = _Both([make_transaction(f"u@{d}.example", body=body) for d in "ab"])
+    async with ScriptedPeer() as peer:
+        session = await connector.connect(target_of(peer), source)
+        await source.both.wait()
+        assert [m.recipients for m in peer.messages] == [("u@a.example",), ("u@b.example",)]
+        assert [m.content for m in peer.messages] == [body, body]
+        assert [result.code for result in source.results] == [250, 250]
+        session.quit()
+        assert (await session.wait_end()).failure is None
