@@ -102,7 +102,7 @@ class Image:
 class CutDisk(Disk):
     """Takes an image around every call: what is flushed, and with what else there may be.
 
-    Unlinked files are gone at once: that names come back would only help.
+    Images "lost" and "undone" hold the files whose unlinking no flush of a directory followed.
     """
 
     directory: Path
@@ -112,6 +112,7 @@ class CutDisk(Disk):
     recording: bool = False
     _flushed: dict[str, bytes] = field(default_factory=dict)
     _named: set[str] = field(default_factory=set)
+    _unlinked: dict[str, bytes] = field(default_factory=dict)
 
     def begin(self) -> None:
         """What is there now is durable; record from here on."""
@@ -132,14 +133,17 @@ class CutDisk(Disk):
         if not self.recording:
             return
         promised, removed = frozenset(self.promised), frozenset(self.removed)
-        images: dict[str, dict[str, bytes]] = {"lost": {}, "half": {}, "holes": {}, "kept": {}}
+        kinds = ("lost", "half", "holes", "kept", "undone")
+        images: dict[str, dict[str, bytes]] = {kind: {} for kind in kinds}
+        images["lost"].update(self._unlinked)
+        images["undone"].update(self._unlinked)
         for path in self._paths():
             try:
                 now = (self.directory / path).read_bytes()
             except FileNotFoundError:
                 continue
             flushed = self._flushed.get(path, b"")
-            images["kept"][path] = now
+            images["kept"][path] = images["undone"][path] = now
             if path == "spool.db" or path.endswith("-wal") or path in self._named:
                 images["lost"][path] = flushed
             fresh = now[len(flushed) :]
@@ -172,8 +176,14 @@ class CutDisk(Disk):
         super().flush_directory(path)
         if self.recording:
             self._named.update(self._paths())
+            below = f"{path.relative_to(self.directory)}/"
+            for name in [name for name in self._unlinked if name.startswith(below)]:
+                del self._unlinked[name]
 
     def unlink(self, path: Path) -> None:
+        name = str(path.relative_to(self.directory))
+        if self.recording and name in self._named:
+            self._unlinked[name] = path.read_bytes()
         super().unlink(path)
         self.snap(f"unlink {path.name}")
 

@@ -75,7 +75,8 @@ CREATE TABLE recipient (
     PRIMARY KEY (queue_id, seq)
 ) WITHOUT ROWID;
 
--- One row a segment file. size: octets committed; live, live_bytes: messages still here;
+-- One row a segment file. size: octets committed; live, live_bytes: messages still here
+-- (live -1: the file is gone too, and only the newest such row stays);
 -- first_id..last_id: range of the queue ids ever written here; stamp_us: the last queue
 -- id's time when this was written.
 CREATE TABLE segment (
@@ -238,16 +239,22 @@ def move_messages(rows: int) -> str:
     )
 
 
+PLACES: Final = """
+SELECT queue_id, segment, at, size, tail FROM message
+WHERE queue_id IN (SELECT value FROM json_each(?))
+"""
+
 GONE: Final = """
-SELECT (SELECT json_group_array(id) FROM segment WHERE live = 0 AND size > 0),
+SELECT (SELECT json_group_array(id) FROM segment WHERE live = 0),
        (SELECT json_group_array(queue_id) FROM (SELECT queue_id FROM orphan LIMIT 1000))
 """
 """Files that hold no message: segments (perhaps the one open too), private files."""
 
 FORGET_SEGMENTS: Final = """
-UPDATE segment SET size = 0 WHERE live = 0 AND id IN (SELECT value FROM json_each(?));
-DELETE FROM segment WHERE live = 0 AND size = 0 AND id < (SELECT max(id) FROM segment);
+UPDATE segment SET live = -1 WHERE live = 0 AND id IN (SELECT value FROM json_each(?));
+DELETE FROM segment WHERE live = -1 AND id < (SELECT max(id) FROM segment);
 """
-"""The last row stays: it holds the last queue id's time and where a start looks for more."""
+"""The last row stays, its size too: it holds the last queue id's time and where a start looks
+for more, should the file come back."""
 
 FORGET_ORPHANS: Final = "DELETE FROM orphan WHERE queue_id IN (SELECT value FROM json_each(?))"

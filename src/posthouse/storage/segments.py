@@ -35,6 +35,8 @@ HEADER_BYTES: Final = HEADER.size
 _CHECKED: Final = struct.Struct("<4sIQQII")
 _MAGIC_SMALL: Final = b"PHm1"
 _MAGIC_PRIVATE: Final = b"PHp1"
+_MAGIC_COPY: Final = b"PHc1"
+MAGICS: Final = (_MAGIC_SMALL, _MAGIC_PRIVATE, _MAGIC_COPY)
 PRIVATE: Final = 0
 
 
@@ -50,7 +52,11 @@ _decoder = msgspec.msgpack.Decoder(Sealed)
 
 
 class Header(NamedTuple):
-    """A header that passed its checksum. private: the body is in the message's own file."""
+    """A header that passed its checksum.
+
+    private: the body is in the message's own file. copied: made by compaction; it counts
+    only where a row points to it, since its message may be gone.
+    """
 
     private: bool
     tail: int
@@ -58,6 +64,7 @@ class Header(NamedTuple):
     size: int
     body_crc: int
     tail_crc: int
+    copied: bool = False
 
 
 class Place(NamedTuple):
@@ -90,16 +97,24 @@ def pack_header(
     return HEADER.pack(magic, len(tail), queue_id, size, body_crc, tail_crc, crc32(checked))
 
 
+def mark_as_copy(record: bytes) -> bytes:
+    """The same record with a header that no start takes in. The header must be sound."""
+    _, *fields, _ = HEADER.unpack_from(record)
+    checked = _CHECKED.pack(_MAGIC_COPY, *fields)
+    return HEADER.pack(_MAGIC_COPY, *fields, crc32(checked)) + record[HEADER_BYTES:]
+
+
 def parse_header(data: bytes) -> Header | None:
     """Read a header; None when it is none or damaged."""
     if len(data) < HEADER_BYTES:
         return None
     magic, tail, queue_id, size, body_crc, tail_crc, crc = HEADER.unpack_from(data)
-    if magic != _MAGIC_SMALL and magic != _MAGIC_PRIVATE:
+    if magic not in MAGICS:
         return None
     if crc32(memoryview(data)[: _CHECKED.size]) != crc:
         return None
-    return Header(magic == _MAGIC_PRIVATE, tail, queue_id, size, body_crc, tail_crc)
+    private, copied = magic == _MAGIC_PRIVATE, magic == _MAGIC_COPY
+    return Header(private, tail, queue_id, size, body_crc, tail_crc, copied)
 
 
 def decode_tail(header: Header, tail: bytes) -> Sealed:

@@ -14,7 +14,7 @@ import apsw
 
 from posthouse import observe
 from posthouse.errors import BodyDamaged
-from posthouse.storage.segments import HEADER_BYTES, Place, check_header, decode_tail
+from posthouse.storage.segments import HEADER_BYTES, Place, check_header, decode_tail, mark_as_copy
 from posthouse.storage.spool_reader import OctetReader
 
 _CANDIDATES: Final = """
@@ -71,7 +71,7 @@ class Compactor:
                 # The segment stays, and with it what may still be saved by hand.
                 observe.trouble("spool", "compaction leaves a message where it is", error)
                 continue
-            copies.append((place, record))
+            copies.append((place, mark_as_copy(record)))
             size += len(record)
             if size >= _PIECE_BYTES:
                 break

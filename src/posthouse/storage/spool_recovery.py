@@ -4,8 +4,8 @@ The newest row of table `segment` says how many octets of which segment the
 database knows. Whatever lies behind, and in segments with higher numbers, was
 appended by transactions that a power cut may have undone. Each such record whose
 checksums hold was flushed, or at least written, whole: it is taken in again,
-unless its message is there (a copy made by compaction). A torn record ends the
-segment. See docs/durability.md.
+unless its message is there. Copies made by compaction are passed over: until the move
+is durable the original counts. See docs/durability.md.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def _records(layout: Layout, number: int, at: int) -> Iterator[Found]:
             if body and _crc_of(fd, at + HEADER_BYTES, body) != header.body_crc:
                 return
             end = tail_at + header.tail
-            yield Found(header, number, at, end, sealed.envelope, sealed.client)
+            if not header.copied:
+                yield Found(header, number, at, end, sealed.envelope, sealed.client)
             at = end
     finally:
         os.close(fd)

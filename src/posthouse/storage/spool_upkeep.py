@@ -111,6 +111,11 @@ class Upkeep:
                 self._disk.unlink(path)
             except FileNotFoundError:
                 pass  # unlinked before a crash that lost the note of it
+        # Before the note: a file that a power cut brings back must still have its row.
+        if segments:
+            self._disk.flush_directory(self._layout.segments)
+        if private:
+            self._disk.flush_directory(self._layout.private)
         return segments, private
 
     def _note_removed(self, unlinking: Future[tuple[list[int], list[int]]]) -> None:

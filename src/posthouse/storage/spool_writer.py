@@ -15,6 +15,7 @@ every batch half of its flushes.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
 import threading
@@ -163,10 +164,15 @@ class Writer:
     def put_copies(self, copies: Sequence[tuple[Place, bytes]]) -> asyncio.Future[None]:
         """Append records of messages again and point their rows there (compaction)."""
 
-        def copy(batch: Batch, _connection: apsw.Connection) -> None:
-            at = self._segments.append([record for _, record in copies])
+        def copy(batch: Batch, connection: apsw.Connection) -> None:
+            asked = json.dumps([place.queue_id for place, _ in copies])
+            found = {Place(*row) for row in connection.execute(schema.PLACES, (asked,))}  # type: ignore[arg-type]
+            still = [copy for copy in copies if copy[0] in found]
+            if not still:
+                return
+            at = self._segments.append([record for _, record in still])
             moves = []
-            for place, record in copies:
+            for place, record in still:
                 moves.append((place.queue_id, self._segments.number, at, place.segment))
                 at += len(record)
             batch.move(moves, segment=self._segments.number, end=self._segments.end)
@@ -367,6 +373,7 @@ class Writer:
     ) -> None:
         result: Any = None
         failure: BaseException | None = None
+        number, end = self._segments.number, self._segments.end
         try:
             if in_transaction:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -376,13 +383,14 @@ class Writer:
             self._due.close_batch()
             self._upkeep.removed = True
             failure = self._flush_wal()
-        except (apsw.Error, OSError, StorageError) as error:
-            self._roll_back()
-            failure = translate(error, "cannot commit")
-            self._soon(self._failed, failure)
         except Exception as error:
             self._roll_back()
+            if (self._segments.number, self._segments.end) != (number, end):  # copies, in vain
+                self._segments.take_back(end if self._segments.number == number else 0)
             failure = error
+            if isinstance(error, (apsw.Error, OSError, StorageError)):
+                failure = translate(error, "cannot commit")
+                self._soon(self._failed, failure)
         self._soon(_resolve, future, result, failure)
 
 

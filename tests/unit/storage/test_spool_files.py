@@ -282,3 +282,68 @@ async def test_a_database_of_another_layout_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StorageBroken):
         await open_spool(tmp_path)
+
+
+async def test_files_that_a_power_cut_brings_back_bring_no_mail_back(tmp_path: Path) -> None:
+    """Unlinking is durable before it is noted, and a file that returns is known by its row."""
+    spool = await open_spool(tmp_path)
+    ids = [await accept(spool, bytes(4000)) for _ in range(40)]
+    before = {path: path.read_bytes() for path in Layout(tmp_path).segments.iterdir()}
+    await deliver(spool, *ids)
+    await rest(spool)
+    await spool.close()
+    for path, content in before.items():
+        path.write_bytes(content)
+    again = await open_spool(tmp_path)
+    assert await everything(again) == {}
+    await again.close()
+
+
+async def test_a_copy_whose_move_was_not_committed_does_not_come_back(tmp_path: Path) -> None:
+    """A start takes in no copies: their messages may have been delivered meanwhile."""
+    spool = await open_spool(tmp_path)
+    ids = [await accept(spool, bytes(4000)) for _ in range(40)]
+    await deliver(spool, *ids[1:16])
+    copies = spool._compactor.next_copies()
+    assert [place.queue_id for place, _ in copies] == ids[:1]
+    # As if the process died between the flush of the copies and the commit of the move.
+    await spool._writer.put_call(
+        lambda batch, connection: spool._writer._segments.append([copies[0][1]]) and None
+    )
+    await deliver(spool, ids[0])
+    await spool.close()
+    again = await open_spool(tmp_path)
+    assert sorted(await everything(again)) == ids[16:]
+    await again.close()
+
+
+async def test_what_was_settled_while_it_was_copied_is_not_moved(tmp_path: Path) -> None:
+    """The writer looks again; and a move that fails takes its copies back."""
+    spool = await open_spool(tmp_path)
+    ids = [await accept(spool, bytes(4000)) for _ in range(40)]
+    await deliver(spool, *ids[2:15])
+    copies = spool._compactor.next_copies()
+    await deliver(spool, ids[0])
+    await spool._writer.put_copies(copies)
+    appended = spool._writer._segments
+    number, end = appended.number, appended.end
+    assert await read_body(spool, ids[1]) == bytes(4000)
+    await spool._writer.put_copies(copies)  # moved before: nothing to do
+    assert (appended.number, appended.end) == (number, end)
+    await deliver(spool, *ids[16:30])
+    await spool._writer.put_call(
+        lambda batch, c: (
+            c.execute(
+                "CREATE TEMP TRIGGER no BEFORE UPDATE ON main.message BEGIN "
+                "SELECT raise(ABORT, 'no'); END"
+            )
+            and None
+        )
+    )
+    copies = spool._compactor.next_copies()
+    assert copies
+    with pytest.raises(StorageBroken):
+        await spool._writer.put_copies(copies)
+    assert not appended.is_open
+    assert Layout(tmp_path).segment_path(number).stat().st_size == end
+    await spool.close()
