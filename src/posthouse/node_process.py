@@ -69,7 +69,7 @@ class Process:
         self._reload_again = False
         loop = asyncio.get_running_loop()
         configure_log(config)
-        observe.gather_with(loop.call_soon)
+        observe.gather_with(loop.call_soon, loop.call_later)
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
 
     def serve(self) -> None:

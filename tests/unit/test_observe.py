@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,4 +78,92 @@ def test_a_log_that_cannot_be_written_stops_nothing() -> None:
     observe.configure(to="/dev/full")
     observe.message_removed("0A")
     assert observe._sink.lost == before + 1
+    observe.configure(to="stderr")
+
+
+def test_what_does_not_print_is_escaped(log: Path) -> None:
+    """Changes of direction, C1 controls and lone surrogates never reach a log, in a reply either."""
+    observe.configure(to=str(log))
+    observe.recipient_refused("n", "192.0.2.7", "550 \u202e\x9b x", "", "\udc80", "ESMTP", "h")
+    assert log.read_text().isascii()
+    assert "550 ?u202E?9B x" in log.read_text()
+
+
+def test_a_lone_surrogate_in_json(log: Path) -> None:
+    """What JSON cannot say is escaped, and the line is written."""
+    observe.configure(fmt="json", to=str(log))
+    observe.note("x", "\udc80")
+    assert json.loads(log.read_text())["text"] == "?uDC80"
+
+
+@contextlib.contextmanager
+def pipe_as_stderr() -> Iterator[int]:
+    """Stand a pipe in the place of standard error; yields its reading end."""
+    reading, writing = os.pipe()
+    kept = os.dup(2)
+    os.dup2(writing, 2)
+    os.close(writing)
+    observe.configure(to="stderr")
+    try:
+        yield reading
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        observe.configure(to="stderr")
+        os.close(reading)
+
+
+def test_a_reader_that_stands_still() -> None:
+    """A full pipe stops nobody: lines wait, then are lost, and how many is told afterwards."""
+    with pipe_as_stderr() as pipe:
+        read = fill_and_read(pipe)
+    lines = read.decode().splitlines()
+    (loss,) = (line for line in lines if "lines were lost" in line)
+    lost = int(loss.split("log: ")[1].split()[0])
+    assert lost > 0
+    numbers = [int(line.split("]: ")[1][:5]) for line in lines if line != loss]
+    assert numbers == list(range(3000 - lost))
+
+
+def fill_and_read(pipe: int) -> bytes:
+    for number in range(3000):
+        observe.note("x", f"{number:05} " + "y" * 1000)
+    assert os.get_blocking(2)
+    os.set_blocking(pipe, False)
+    read = b""
+    for _ in range(2000):
+        with contextlib.suppress(BlockingIOError):
+            read += os.read(pipe, 65536)
+        observe.flush()
+    return read
+
+
+def test_syslog_that_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines reach the new socket; what was logged meanwhile is kept."""
+    place = str(tmp_path / "log")
+    monkeypatch.setattr(observe, "SYSLOG_PATH", place)
+    monkeypatch.setattr(observe, "_RECONNECT_SECONDS", 0.0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as first:
+        first.bind(place)
+        observe.configure(to="syslog")
+        observe.note("x", "one")
+        assert first.recv(999).endswith(b": one")
+    observe.note("x", "two")
+    os.unlink(place)
+    observe.note("x", "three")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as second:
+        second.bind(place)
+        observe.note("x", "four")
+        told = [second.recv(999)[-5:] for _ in range(3)]
+        assert told == [b": two", b"three", b" four"]
+        for _ in range(5000):  # nobody reads any more
+            observe.note("x", "y" * 200)
+    observe.configure(to="stderr")
+
+
+def test_a_named_pipe_that_nobody_reads(tmp_path: Path) -> None:
+    """It is refused at once as a place for a log."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="No such device"):
+        observe.configure(to=str(tmp_path / "fifo"))
     observe.configure(to="stderr")
