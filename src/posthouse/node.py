@@ -24,7 +24,14 @@ from posthouse.errors import ConfigError
 from posthouse.node_control import run_control
 from posthouse.node_process import configure_log, find_loop_factory
 from posthouse.node_sockets import Listeners, open_listeners, raise_file_limit
-from posthouse.node_user import NodeLock, become, describe_self, find_user, prepare_data_dir
+from posthouse.node_user import (
+    NodeLock,
+    acting_as,
+    become,
+    describe_self,
+    find_user,
+    prepare_data_dir,
+)
 from posthouse.node_worker import run_worker
 from posthouse.supervisor import (
     Duty,
@@ -45,18 +52,20 @@ def serve(file: Path) -> int:
     config = load(file, lists_may_wait=True)
     account = find_user(config.user) if config.user is not None else None
     prepare_data_dir(config.data_dir, account)
-    configure_log(config, owner=None if account is None else account.pw_uid)
+    configure_log(config, account=account)
     workers = config.workers or len(os.sched_getaffinity(0))
     block_signals()  # who sees the port open may send them
-    listeners = open_listeners(config.smtp.listen, workers)
-    file_limit = raise_file_limit()
-    find_loop_factory()  # imports it while we may still go where our code is installed
-    if account is not None:
-        become(account)
-    forbid_new_privileges()
-    _check_access(config, account)
-    lock = NodeLock(config.data_dir, wait_seconds=LOCK_SECONDS)
+    # Before the ports: a second node must not take the first one's clients, however shortly.
+    with acting_as(account):
+        lock = NodeLock(config.data_dir, wait_seconds=LOCK_SECONDS)
     try:
+        listeners = open_listeners(config.smtp.listen, workers)
+        file_limit = raise_file_limit()
+        find_loop_factory()  # imports it while we may still go where our code is installed
+        if account is not None:
+            become(account)
+        forbid_new_privileges()
+        _check_access(config, account)
         node = Node(config, workers, listeners)
         node.tell(file_limit)
         return node.run()
@@ -161,6 +170,7 @@ class Node:
         self._config = dataclasses.replace(
             new, data_dir=self._config.data_dir, spool=self._config.spool
         )
+        self._supervisor.grace_seconds = new.shutdown_grace.total_seconds()
         configure_log(self._config)
         observe.note("master", "reloading")
         return True
@@ -172,7 +182,6 @@ def find_fixed_changes(old: Config, new: Config) -> list[str]:
         "data_dir": (old.data_dir, new.data_dir),
         "user": (old.user, new.user),
         "workers": (old.workers, new.workers),
-        "shutdown_grace": (old.shutdown_grace, new.shutdown_grace),
         "smtp.listen": (old.smtp.listen, new.smtp.listen),
         "relay.tls": (old.relay.tls, new.relay.tls),
         "relay.ca_file": (old.relay.ca_file, new.relay.ca_file),

@@ -110,7 +110,7 @@ def _run_desk(config: Config, connection: socket.socket) -> NoReturn:
         if os.geteuid() == 0:  # what root makes here the node could not write
             become(find_owner(config.data_dir))
         (config.data_dir / "run").mkdir(mode=0o700, exist_ok=True)
-        NodeLock(config.data_dir, wait_seconds=CONNECT_SECONDS)
+        NodeLock(config.data_dir, wait_seconds=CONNECT_SECONDS, what="a posthouse command")
         asyncio.run(serve_desk(config, connection))
         code = 0
     except StorageError as error:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pwd
 import signal
-import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -21,6 +21,7 @@ from posthouse import observe
 from posthouse.config import load
 from posthouse.config_schema import Config
 from posthouse.errors import PosthouseError
+from posthouse.node_user import acting_as, hand_over_file
 from posthouse.supervisor import Heartbeat
 
 BEAT_SECONDS: Final = 1.0
@@ -159,19 +160,21 @@ def _stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-def configure_log(config: Config, *, owner: int | None = None) -> None:
+def configure_log(config: Config, *, account: pwd.struct_passwd | None = None) -> None:
     """Open the log (again). Falls back to stderr and says so: a full or lost disk stops no mail.
 
-    owner: the user id that a fresh log file is given to, for root before it steps down.
+    account: who gets a fresh log file, for root before it steps down. The file is
+    opened with the account's rights: whoever owns the directory cannot make root
+    write elsewhere.
     """
     log = config.log
     place = choose_log_place(log.to)
+    is_file = place.startswith("/")
     try:
-        observe.configure(fmt=log.format, to=place, tag=log.tag, hostname=config.hostname)
-        if owner is not None and place.startswith("/"):
-            status = os.stat(place)
-            if stat.S_ISREG(status.st_mode) and status.st_uid != owner:
-                os.chown(place, owner, -1)
+        if account is not None and is_file:
+            hand_over_file(Path(place), account)
+        with acting_as(account if is_file else None):
+            observe.configure(fmt=log.format, to=place, tag=log.tag, hostname=config.hostname)
     except OSError as error:
         observe.configure(fmt=log.format, to="stderr", tag=log.tag, hostname=config.hostname)
         observe.trouble("master", f"cannot log to {place}", error)

@@ -68,6 +68,8 @@ def open_listeners(endpoints: Sequence[Endpoint], workers: int) -> Listeners:
     for endpoint in endpoints:
         try:
             port = endpoint.port
+            if port:
+                _bind(endpoint.address, port, shared=False).close()
             for row in rows:
                 listener = _bind(endpoint.address, port)
                 row.append(listener)
@@ -92,17 +94,23 @@ def _explain(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _bind(address: str, port: int) -> socket.socket:
+def _bind(address: str, port: int, *, shared: bool = True) -> socket.socket:
+    """Bind and listen. shared: for a group of sockets on one port.
+
+    Not shared it is a probe: the group would join that of another node of ours unseen.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setblocking(False)
         listener.bind((address, port))
-        listener.listen(BACKLOG)
+        if shared:
+            listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise

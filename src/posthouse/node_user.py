@@ -11,10 +11,13 @@ import fcntl
 import grp
 import os
 import pwd
+import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from posthouse.errors import ConfigError, StorageBusy
+from posthouse.observe import clean
 
 
 def find_user(name: str) -> pwd.struct_passwd:
@@ -43,14 +46,78 @@ def prepare_data_dir(data_dir: Path, account: pwd.struct_passwd | None) -> None:
 
 
 def _hand_over(data_dir: Path, account: pwd.struct_passwd) -> None:
-    if os.stat(data_dir).st_uid == account.pw_uid == os.stat(data_dir / "run").st_uid:
+    """Give the directory and what is in it to `account`, never following a link.
+
+    Whoever owned it before may have laid links to what is not his to give away.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if not is_under_roots_control(data_dir):
+        flags |= os.O_NOFOLLOW
+    top = os.open(data_dir, flags)
+    try:
+        run = os.stat("run", dir_fd=top, follow_symlinks=False)
+        if os.fstat(top).st_uid == account.pw_uid == run.st_uid:
+            return
+        os.fchown(top, account.pw_uid, account.pw_gid)
+        for _, names, files, directory in os.fwalk(".", dir_fd=top, follow_symlinks=False):
+            for name in (*names, *files):
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                    continue  # known by another name elsewhere
+                os.chown(
+                    name, account.pw_uid, account.pw_gid, dir_fd=directory, follow_symlinks=False
+                )
+    finally:
+        os.close(top)
+
+
+def is_under_roots_control(path: Path) -> bool:
+    """Tell whether only root can say what stands at `path`, its parents included."""
+    for above in path.absolute().parents:
+        status = os.lstat(above)
+        loose = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if status.st_uid != 0 or (loose and not stat.S_ISLNK(status.st_mode)):
+            return False
+    return True
+
+
+def hand_over_file(path: Path, account: pwd.struct_passwd) -> None:
+    """As root: make `path` or give it to `account`, where nobody else could have laid a link.
+
+    In a directory that others may write to nothing is done: the account has to be able
+    to make the file by itself. Raises OSError.
+    """
+    if os.geteuid() != 0 or not is_under_roots_control(path):
         return
-    os.chown(data_dir, account.pw_uid, account.pw_gid)
-    for directory, names, files in os.walk(data_dir):
-        for name in (*names, *files):
-            os.chown(
-                os.path.join(directory, name), account.pw_uid, account.pw_gid, follow_symlinks=False
-            )
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o640)
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            os.fchown(fd, account.pw_uid, -1)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def acting_as(account: pwd.struct_passwd | None) -> Iterator[None]:
+    """For a while be allowed no more than `account`: opening a path as root would follow its links.
+
+    None, or when we are not root: nothing changes.
+    """
+    if account is None or os.geteuid() != 0 or account.pw_uid == 0:
+        yield
+        return
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups(os.getgrouplist(account.pw_name, account.pw_gid))
+    os.setegid(account.pw_gid)
+    os.seteuid(account.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def become(account: pwd.struct_passwd) -> None:
@@ -97,18 +164,28 @@ def describe_self() -> str:
 class NodeLock:
     """Held by the one node of a data directory, from start to end; dies with its holders."""
 
-    def __init__(self, data_dir: Path, *, wait_seconds: float = 0.0) -> None:
-        """Raises StorageBusy when it is taken for so long, OSError when it cannot be made."""
-        self.fd = os.open(_lock_path(data_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, data_dir: Path, *, wait_seconds: float = 0.0, what: str = "a node") -> None:
+        """Raises StorageBusy when it is taken for so long, OSError when it cannot be made.
+
+        what: who we are, for those who find it taken.
+        """
+        self.fd = os.open(
+            _lock_path(data_dir), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         deadline = time.monotonic() + wait_seconds
         while True:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
             except BlockingIOError:
                 if time.monotonic() >= deadline:
+                    holder = os.pread(self.fd, 100, 0).decode("ascii", "replace").strip()
                     os.close(self.fd)
-                    raise StorageBusy(f"another node uses {data_dir}") from None
+                    who = f"{clean(holder)} uses" if holder else "another node uses"
+                    raise StorageBusy(f"{who} {data_dir}") from None
+            else:
+                os.ftruncate(self.fd, 0)
+                os.pwrite(self.fd, f"{what} (pid {os.getpid()})\n".encode(), 0)
+                return
             time.sleep(0.05)
 
     def release(self) -> None:

@@ -3,18 +3,19 @@ from __future__ import annotations
 import configparser
 import ipaddress
 import os
+import pwd
 import socket
 from pathlib import Path
 
 import pytest
 
-from posthouse import node_settings
+from posthouse import node_settings, observe
 from posthouse.config import load
 from posthouse.config_schema import Config
 from posthouse.config_values import Endpoint
 from posthouse.errors import ConfigError, StorageBusy
 from posthouse.node import find_fixed_changes
-from posthouse.node_process import choose_log_place
+from posthouse.node_process import choose_log_place, configure_log
 from posthouse.node_sockets import open_listeners, take_systemd_sockets
 from posthouse.node_spools import find_shards, shards_of_worker
 from posthouse.node_user import NodeLock, is_locked, prepare_data_dir
@@ -217,3 +218,56 @@ def test_the_unit_files_say_what_the_node_counts_on() -> None:
     assert "AF_NETLINK" in service["RestrictAddressFamilies"]
     assert {"WatchdogSec", "StateDirectory", "NoNewPrivileges", "ProtectSystem"} <= set(service)
     assert "ListenStream=[::]:25" in (packaging / "posthouse.socket").read_text()
+
+
+# --------------------------------------------------------------------------- stepping down
+
+
+def test_a_second_node_on_the_same_port_is_told(tmp_path: Path) -> None:
+    """Even sockets that share their port are found out before anybody's client goes astray."""
+    first = open_listeners([Endpoint(address="127.0.0.1", port=0)], 2)
+    try:
+        port = first.by_worker[0][0].getsockname()[1]
+        with pytest.raises(ConfigError, match="Address already in use"):
+            open_listeners([Endpoint(address="127.0.0.1", port=port)], 2)
+    finally:
+        first.close()
+
+
+def test_the_holder_of_a_directory_is_named(tmp_path: Path) -> None:
+    """Who finds it taken hears by whom."""
+    prepare_data_dir(tmp_path, None)
+    lock = NodeLock(tmp_path, what="a posthouse command")
+    with pytest.raises(StorageBusy, match=rf"a posthouse command \(pid {os.getpid()}\) uses"):
+        NodeLock(tmp_path)
+    lock.release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_follows_no_link_of_the_account(tmp_path: Path) -> None:
+    """A link laid by the account leads neither the log nor the hand-over to files of root."""
+    account = pwd.getpwnam("nobody")
+    for above in (tmp_path, *tmp_path.parents):
+        if above.stat().st_uid == 0 and above != Path("/"):
+            above.chmod(above.stat().st_mode | 0o011)
+    victim = tmp_path / "victim"
+    victim.write_text("root's\n")
+    victim.chmod(0o600)
+    data = tmp_path / "data"
+    (data / "run").mkdir(parents=True)
+    (data / "log").symlink_to(victim)
+    (data / "own").write_text("")
+    os.link(victim, data / "hard")
+    prepare_data_dir(data, account)
+    config = read(tmp_path, TEXT + f'[log]\nto = "{data}/log"\n')
+    configure_log(config, account=account)
+    observe.note("master", "here")
+    observe.configure(to="stderr")
+    assert victim.stat().st_uid == 0
+    assert victim.read_text() == "root's\n"
+    assert (data / "own").stat().st_uid == account.pw_uid
+    config = read(tmp_path, TEXT + f'[log]\nto = "{data}/fresh"\n')
+    configure_log(config, account=account)
+    observe.configure(to="stderr")
+    assert (data / "fresh").stat().st_uid == account.pw_uid
+    assert os.geteuid() == 0
