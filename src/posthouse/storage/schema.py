@@ -44,6 +44,10 @@ by kept_us would cost every message another page write to spare a sweep that fin
 something once in 21 days.
 """
 
+_ALL_READABLE: Final = """
+SELECT max(domain), max(due_us), max(kept_us), sum(state) FROM recipient NOT INDEXED
+"""
+
 _TABLES: Final = """
 CREATE TABLE domain (
     id INTEGER PRIMARY KEY,
@@ -158,8 +162,10 @@ def rebuild_queues(connection: apsw.Connection) -> None:
 
     Run outside a transaction. A damaged index can neither be dropped nor rebuilt in
     place, as both walk its pages: its name is taken away and its pages stay unused.
-    A crash in between is mended by `open_to_write`.
+    A crash in between is mended by `open_to_write`. When the rows themselves cannot all
+    be read, nothing is changed.
     """
+    connection.execute(_ALL_READABLE).fetchall()
     connection.execute("PRAGMA writable_schema = ON")
     try:
         with connection:

@@ -151,6 +151,10 @@ class Layout(NamedTuple):
         return self.directory / "lock"
 
     @property
+    def unsettled(self) -> Path:
+        return self.directory / "unsettled"
+
+    @property
     def segments(self) -> Path:
         return self.directory / "segments"
 

@@ -85,7 +85,9 @@ class EmbeddedSpool:
         )
         self._claim_octets = OctetReader(opened.claims, opened.layout, opened.disk)
         self._list_octets = OctetReader(opened.listings, opened.layout, opened.disk)
-        self._claimer = Claimer(opened.claims, self._claim_octets, opened.due)
+        self._claimer = Claimer(
+            opened.claims, self._claim_octets, opened.due, left_out=opened.unsettled.keys
+        )
         self._listing = Listing(opened.listings, self._list_octets)
         self._compactor = Compactor(
             opened.listings, self._list_octets, worth_bytes=settings.compact_bytes
@@ -114,6 +116,7 @@ class EmbeddedSpool:
                 limit=settings.segment_bytes,
             ),
             due=opened.due,
+            unsettled=opened.unsettled,
             done=self._done,
             failed=self._failed,
             wal_pages=settings.wal_pages,

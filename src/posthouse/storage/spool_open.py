@@ -17,6 +17,7 @@ from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_disk import Disk, translate
 from posthouse.storage.spool_recovery import remove_strays, take_in_records
+from posthouse.storage.spool_unsettled import Unsettled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Opened:
     claims: apsw.Connection
     listings: apsw.Connection
     stamp_us: int
+    unsettled: Unsettled
 
 
 def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opened:
@@ -68,6 +70,7 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
         due = DueClock(clock_us, last_us=0)
         batch = Batch(connection, due)
         due.start_behind(batch.stamp_us)
+        unsettled = Unsettled(layout.unsettled, disk)
         taken = take_in_records(connection, batch, layout)
         if taken:
             observe.note("spool", f"took in {taken} messages that a crash had left in segments")
@@ -95,6 +98,7 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
         claims=claims,
         listings=listings,
         stamp_us=batch.stamp_us,
+        unsettled=unsettled,
     )
 
 

@@ -28,7 +28,8 @@ import apsw
 
 from posthouse import observe
 from posthouse.errors import StorageBroken, StorageError
-from posthouse.ports import Settlement
+from posthouse.mail.queueid import format_queue_id
+from posthouse.ports import Outcome, Settlement
 from posthouse.storage import schema
 from posthouse.storage.segments import (
     HEADER_BYTES,
@@ -43,6 +44,7 @@ from posthouse.storage.spool_accept import Accept
 from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_disk import Disk, translate
+from posthouse.storage.spool_unsettled import Unsettled
 from posthouse.storage.spool_upkeep import Upkeep
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class Writer:
         disk: Disk,
         segments: SegmentWriter,
         due: DueClock,
+        unsettled: Unsettled,
         done: Done,
         failed: Callable[[StorageError], None],
         wal_pages: int,
@@ -77,6 +80,8 @@ class Writer:
         self._layout = layout
         self._segments = segments
         self._due = due
+        self._unsettled = unsettled
+        self._rebuilt = False
         self._done = done
         self._failed = failed
         self._batch = batch
@@ -90,6 +95,7 @@ class Writer:
             wake=lambda: self._wake.put(None),
         )
         self._loop = asyncio.get_running_loop()
+        self._nobody: asyncio.Future[None] = self._loop.create_future()
         self._accepts: deque[Accept] = deque()
         self._settles: deque[Settle] = deque()
         self._calls: deque[Call] = deque()
@@ -166,7 +172,7 @@ class Writer:
 
         def copy(batch: Batch, connection: apsw.Connection) -> None:
             asked = json.dumps([place.queue_id for place, _ in copies])
-            found = {Place(*row) for row in connection.execute(schema.PLACES, (asked,))}  # type: ignore[arg-type]
+            found = {Place(*row) for row in connection.execute(schema.PLACES, (asked,))}
             still = [copy for copy in copies if copy[0] in found]
             if not still:
                 return
@@ -240,10 +246,9 @@ class Writer:
             self._tell(accepts, [], alone)
             accepts, placed = [], []
             error = self._transact([], settles)
-        if error is not None and len(settles) > 1:  # a damaged page must not stop the rest
-            for settle in settles:
-                alone = self._transact([], [settle]) or self._flush_wal()
-                self._tell([], [settle], alone)
+        if error is not None and (len(settles) > 1 or _is_damage(error)):
+            for settle in settles:  # a damaged page must not stop the rest
+                self._tell([], [settle], self._settle_apart(settle[0]))
             settles = []
         if error is not None and placed:
             self._segments.take_back(self._begin)
@@ -332,10 +337,60 @@ class Writer:
         except (apsw.Error, OSError, UnicodeError, TypeError, ValueError) as error:
             self._roll_back()
             failure = translate(error, "cannot commit")
-            self._soon(self._failed, failure)
+            failure.__cause__ = error
+            if not (settles and _is_damage(failure)):  # which is tried again in parts
+                self._soon(self._failed, failure)
             return failure
         self._due.close_batch()
         return None
+
+    def _settle_apart(self, settlements: Sequence[Settlement]) -> StorageError | None:
+        """Settle what the damaged pages of the database allow, remember the rest; durable."""
+        stuck: list[Settlement] = []
+        error = self._settle_halves(settlements, stuck)
+        if error is None and stuck:
+            delivered = [(s.queue_id, s.seq) for s in stuck if s.outcome is Outcome.DELIVERED]
+            try:
+                if delivered:
+                    self._unsettled.remember(delivered)
+            except OSError as failure:
+                error = translate(failure, "cannot remember what was delivered")
+                self._soon(self._failed, error)
+        self._upkeep.removed = True
+        return error or self._flush_wal()
+
+    def _settle_halves(
+        self, settlements: Sequence[Settlement], stuck: list[Settlement]
+    ) -> StorageError | None:
+        """Halve down to the rows that cannot be written. Returns any other failure."""
+        error = self._transact([], [(settlements, self._nobody)])
+        if error is None or not _is_damage(error):
+            return error
+        if not self._rebuilt:
+            self._repair_index()
+            return self._settle_halves(settlements, stuck)
+        if len(settlements) == 1:
+            [settlement] = settlements
+            stuck.append(settlement)
+            key = (settlement.queue_id, settlement.seq)
+            if key not in self._unsettled.keys:
+                name = format_queue_id(settlement.queue_id)
+                what = f"{settlement.outcome.name.lower()}, but its row is damaged"
+                observe.alert("spool", f"{name}: recipient {key[1]} {what}", queue_id=name)
+            self._unsettled.leave_out(key)
+            return None
+        half = len(settlements) // 2
+        return self._settle_halves(settlements[:half], stuck) or self._settle_halves(
+            settlements[half:], stuck
+        )
+
+    def _repair_index(self) -> None:
+        """Write the index of the queues afresh, once: it may be all that is damaged."""
+        self._rebuilt = True
+        try:
+            schema.rebuild_queues(self._connection)
+        except apsw.Error as error:
+            observe.trouble("spool", "the index of the queues cannot be written afresh", error)
 
     def _roll_back(self) -> None:
         try:
@@ -392,6 +447,11 @@ class Writer:
                 failure = translate(error, "cannot commit")
                 self._soon(self._failed, failure)
         self._soon(_resolve, future, result, failure)
+
+
+def _is_damage(error: StorageError) -> bool:
+    """Whether a page of the database is damaged, which waiting does not mend."""
+    return isinstance(error.__cause__, apsw.CorruptError)
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:

@@ -8,11 +8,22 @@ from pathlib import Path
 import apsw
 import pytest
 
-from fakes.failing_disk import accept, everything, open_spool, read_body
+from fakes.failing_disk import T0, accept, everything, open_spool, read_body
 from posthouse.errors import BodyDamaged, StorageError
-from posthouse.ports import Claim, Cursor, OperatorAction, Selection, State
+from posthouse.mail.queueid import make_queue_id
+from posthouse.ports import (
+    Claim,
+    Cursor,
+    OperatorAction,
+    Outcome,
+    Selection,
+    Settlement,
+    State,
+)
 from posthouse.storage.segments import Layout
 from posthouse.storage.spool import EmbeddedSpool
+from posthouse.storage.spool_disk import Disk
+from posthouse.storage.spool_unsettled import Unsettled
 
 
 async def claim(spool: EmbeddedSpool, after: Cursor | None = None) -> Claim:
@@ -178,3 +189,43 @@ async def test_a_database_that_is_none_is_refused_as_broken(tmp_path: Path) -> N
     with pytest.raises(StorageError):
         await open_spool(tmp_path)
     assert database.read_bytes() == b"garbage" * 1000
+
+
+@pytest.mark.parametrize("table", ["message", "recipient", "waiting"])
+async def test_a_page_that_takes_no_change_does_not_stop_settling(
+    tmp_path: Path, table: str
+) -> None:
+    """What was delivered and cannot be removed is remembered: never sent again, also later."""
+    ids = await fill(tmp_path, 400)
+    spool = await open_spool(tmp_path)
+    found = await claim_many(spool, len(ids))
+    assert [m.queue_id for m in found.messages] == ids
+    await spool.close()
+    overwrite_page(tmp_path, leaf_pages(tmp_path, table)[1])
+    spool = await open_spool(tmp_path)
+    await spool.settle([Settlement(queue_id, 0, Outcome.DELIVERED) for queue_id in ids])
+    assert await read_all(spool) == set()
+    fresh = await accept(spool, b"goes on")
+    await spool.close()
+    spool = await open_spool(tmp_path)
+    assert await read_all(spool) == {fresh}
+    await spool.close()
+    assert (Layout(tmp_path).unsettled.exists()) == (table != "waiting")
+
+
+async def claim_many(spool: EmbeddedSpool, count: int) -> Claim:
+    return await spool.claim(
+        "example.com", after=None, now_us=0, max_messages=count, max_bytes=1 << 20
+    )
+
+
+async def test_a_torn_line_of_what_is_remembered_harms_no_other(tmp_path: Path) -> None:
+    """A file cut in the middle of a line, or overwritten, says what it still can."""
+    path = tmp_path / "unsettled"
+    unsettled = Unsettled(path, Disk())
+    assert unsettled.keys == set()
+    keys = [(make_queue_id(T0 + n, 0), n) for n in range(3)]
+    unsettled.remember(keys[:2])
+    path.write_bytes(path.read_bytes()[:-2])
+    unsettled.remember(keys[2:])
+    assert Unsettled(path, Disk()).keys == {keys[0], keys[2]}
