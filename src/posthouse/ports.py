@@ -405,7 +405,7 @@ class RecipientResult(msgspec.Struct, frozen=True, gc=False):
     """The peer's answer for one recipient.
 
     stage: where it fell: "mail", "rcpt", "data", "dot", or "local" (never offered: the
-    next hop lacks SMTPUTF8 or takes no message that large). code 250 = delivered;
+    next hop lacks SMTPUTF8 or takes no message that large), or "damaged" (our stored copy is). code 250 = delivered;
     text: one line, enhanced code included, as the peer said it.
     """
 

@@ -61,8 +61,8 @@ def classify_reply(code: int, text: str, stage: str) -> Fate:
     """Decide what becomes of a recipient; see the table above.
 
     code: 0..999, 0 when there was none. text: the reply, with or without its
-    basic code. stage: "mail", "rcpt", "data", "dot", or "local" when our own
-    client found the message unfit for this peer.
+    basic code. stage: "mail", "rcpt", "data", "dot", "local" when our own client
+    found the message unfit for this peer, or "damaged" when our own copy of it is.
     """
     kind = code // 100
     if kind == 2:

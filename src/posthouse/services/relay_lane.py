@@ -125,8 +125,13 @@ class Lane:
             for recipient in by_seq.values():
                 self._defer(message, recipient, "no reply for this recipient", "")
         owner.queue.forget_body(transaction)
-        if results and results[0].stage == "mail":
+        if not results:
+            return
+        if results[0].stage == "mail":
             self._judge_mail(results[0])
+        elif results[0].stage == "damaged":
+            queue_id = format_queue_id(message.queue_id)
+            observe.alert("damaged", f"{queue_id} is held: {results[0].text}", queue_id=queue_id)
 
     def returned(self, transaction: Transaction, *, why: str, after_dot: bool) -> None:
         """See `ports.WorkSource`."""
@@ -160,10 +165,12 @@ class Lane:
         reply = text if text[:3] == str(code) else f"{code} {text}"
         if fate is Fate.HELD:
             reason = f"refused by {self.relay} at {result.stage.upper()}"
+            if result.stage == "damaged":
+                reason, reply = text, ""
             self.owner.means.ledger.settle(
                 Settlement(message.queue_id, recipient.seq, Outcome.HELD, 0, reason, reply)
             )
-            self._log(message, recipient, dsn_code(code, text), "held", reply)
+            self._log(message, recipient, dsn_code(code, text), "held", reply or reason)
             return
         self._defer(message, recipient, f"deferred by {self.relay}", reply, dsn_code(code, text))
 

@@ -107,6 +107,7 @@ class SmtpSession(asyncio.Protocol):
         self._closing_at: float | None = None
         self._idle_since: float | None = None
         self._own_fault = False
+        self._damaged: Transaction | None = None  # the one whose stored body broke under way
         self._ended: Ended | None = None
         self._gone = False
         self._opened: asyncio.Future[Greeted] = self._loop.create_future()
@@ -243,10 +244,13 @@ class SmtpSession(asyncio.Protocol):
                 transaction = _transaction(event.token)
                 self._forget(transaction)
                 assert self._source is not None
-                self._source.returned(transaction, why=event.why, after_dot=event.after_dot)
+                if transaction is self._damaged:
+                    self._tell_damaged(transaction, self._source, event.why)
+                else:
+                    self._source.returned(transaction, why=event.why, after_dot=event.after_dot)
             case ContentWanted():
-                content = self._contents.pop(id(event.token))
-                self._run(self._stream(content))
+                transaction = _transaction(event.token)
+                self._run(self._stream(transaction, self._contents.pop(id(transaction))))
             case Greeted():
                 if not self._opened.done():
                     self._opened.set_result(event)
@@ -365,14 +369,16 @@ class SmtpSession(asyncio.Protocol):
 
     async def _prepare(self, transaction: Transaction, source: WorkSource) -> None:
         """Open a message that is on disk, and begin it once its first piece is there."""
-        why = "session ended"
+        why, damage = "session ended", ""
         body: Body | None = None
         try:
             body = await self._open_body(transaction.message.queue_id)
             head = await body.read(PIECE_BYTES)
         except KeyError:
             why = "the message is gone"
-        except (BodyDamaged, StorageError) as error:
+        except BodyDamaged as error:
+            damage = _fault(error)
+        except Exception as error:  # whatever it was, the message must not stay in our hands
             why = _fault(error)
         else:
             if self._client.may_begin:
@@ -387,10 +393,22 @@ class SmtpSession(asyncio.Protocol):
         if body is not None:
             body.close()
         self._preparing = False
-        source.returned(transaction, why=why, after_dot=False)
+        if damage:
+            self._tell_damaged(transaction, source, damage)
+        else:
+            source.returned(transaction, why=why, after_dot=False)
         self._pump()
 
-    async def _stream(self, content: _Content) -> None:
+    def _tell_damaged(self, transaction: Transaction, source: WorkSource, why: str) -> None:
+        source.finished(
+            transaction,
+            [
+                RecipientResult(recipient.seq, 554, why, "damaged")
+                for recipient in transaction.message.recipients
+            ],
+        )
+
+    async def _stream(self, transaction: Transaction, content: _Content) -> None:
         """Send a message in pieces, as fast as the peer takes them."""
         client = self._client
         try:
@@ -407,6 +425,8 @@ class SmtpSession(asyncio.Protocol):
                 raise BodyDamaged("the stored message is shorter than recorded")
         except (BodyDamaged, StorageError) as error:
             self._own_fault = True
+            if isinstance(error, BodyDamaged):
+                self._damaged = transaction
             self._lose(_fault(error))
         finally:
             content.body.close()
@@ -546,5 +566,6 @@ def _transaction(token: object) -> Transaction:
 
 def _fault(error: Exception) -> str:
     """Why our own copy of a message could not be sent."""
-    kind = "damaged" if isinstance(error, BodyDamaged) else "storage"
-    return f"{kind}: {error}"
+    if isinstance(error, BodyDamaged):
+        return f"damaged: {error}"
+    return f"storage: {error}" if isinstance(error, StorageError) else f"internal error: {error!r}"

@@ -262,3 +262,20 @@ async def test_results_that_miss_a_recipient_defer_it(world: World) -> None:
     row = await world.row(queue_id, 1)
     assert row.attempts == 1
     assert row.state is State.QUEUED
+
+
+async def test_a_damaged_message_is_held_with_an_alert(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message our own disk spoiled is held and told of, not sent again and again."""
+    alerts: list[str] = []
+    monkeypatch.setattr(observe, "alert", lambda kind, text, **facts: alerts.append(kind))
+    world.peer().reply = answer_with(554, "damaged: checksum does not match", "damaged")
+    await world.start()
+    queue_id = await world.accept()
+    await turn_over()
+    row = await world.row(queue_id)
+    assert row.state is State.HELD
+    assert "damaged" in row.reason
+    assert alerts == ["damaged"]
+    assert len(world.peer().received) == 1

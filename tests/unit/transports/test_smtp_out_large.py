@@ -98,9 +98,9 @@ async def test_a_damaged_message_is_never_ended(
     async with ScriptedPeer(extensions=extensions) as peer:
         session = await connector.connect(target_of(peer), source)
         end = await session.wait_end()
-        [(why, after_dot)] = source.returned_with.values()
-        assert why.startswith("damaged: ")
-        assert not after_dot
+        [[result]] = source.finished_with.values()
+        assert (result.code, result.stage) == (554, "damaged")
+        assert result.text.startswith("damaged: ")
         assert end.failure is None  # the next hop did nothing wrong
     assert peer.messages == []
     assert "." not in peer.commands
@@ -110,9 +110,8 @@ async def test_a_damaged_message_is_never_ended(
     ("found", "why"),
     [
         (KeyError(1), "the message is gone"),
-        (BodyDamaged("no such segment"), "damaged: no such segment"),
         (StorageBroken("read: Input/output error"), "storage: read: Input/output error"),
-        (StoredBody(b"x" * 10, damaged_at=0), "damaged: checksum does not match"),
+        (RuntimeError("odd"), "internal error: RuntimeError('odd')"),
     ],
 )
 async def test_a_message_that_cannot_be_opened_comes_back(
@@ -126,6 +125,25 @@ async def test_a_message_that_cannot_be_opened_comes_back(
         await source.wait_outcomes(2)
         assert source.returned_with == {1: (why, False)}
         assert list(source.finished_with) == [2]
+        session.quit()
+        await session.wait_end()
+        assert peer.connections == 1
+
+
+@pytest.mark.parametrize(
+    "found", [BodyDamaged("no such segment"), StoredBody(b"x" * 10, damaged_at=0)]
+)
+async def test_a_message_found_damaged_at_once_is_told(
+    connector: SmtpConnector, disk: Disk, found: StoredBody | Exception
+) -> None:
+    """A damaged message is never offered, its recipients are told so, and the session goes on."""
+    disk.bodies[1] = found
+    source = ListSource([make_transaction(body=None, queue_id=1), make_transaction(queue_id=2)])
+    async with ScriptedPeer() as peer:
+        session = await connector.connect(target_of(peer), source)
+        await source.wait_outcomes(2)
+        assert [result.stage for result in source.finished_with[1]] == ["damaged"]
+        assert [result.code for result in source.finished_with[2]] == [250]
         session.quit()
         await session.wait_end()
         assert peer.connections == 1
