@@ -14,9 +14,14 @@ Spec: RFC 5321 §4.5.3.2 (time-outs), §3.8 (421), RFC 3207, RFC 2920.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
+from collections.abc import Callable
+from functools import partial
 from typing import cast
+
+import msgspec
 
 from posthouse import observe
 from posthouse.errors import PosthouseError, TlsFailed
@@ -46,6 +51,10 @@ _EVENTS_A_TURN = 200
 _READ_AHEAD_BYTES = 1 << 18
 _SWEEP_SECONDS = 1.0
 _TLS_HANDSHAKE_SECONDS = 60.0
+# How long a closing connection may take to fetch its last replies.
+_CLOSING_SECONDS = 5.0
+# What commits and last replies get once the grace of a shutdown is over.
+_LAST_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,18 +109,36 @@ class Doorkeeper:
         self.resolver = resolver if settings.reverse_dns else None
 
     async def leave(self, grace_seconds: float) -> None:
-        """Let running sessions finish their message, 421 to the rest; all gone at the end."""
+        """Let running sessions finish their message, 421 to the rest; all gone at the end.
+
+        After the grace a commit under way still gets its answer, and every
+        client a few seconds to read what it was told.
+        """
         self._leaving = True
         for session in tuple(self.sessions):
-            session.wind_up()
-        if self.sessions:
-            try:
-                await asyncio.wait_for(self._empty.wait(), grace_seconds)
-            except TimeoutError:
-                for session in tuple(self.sessions):
-                    session.cut("server shutting down")
+            self._guard(session, session.wind_up)
+        await self._wait_empty(grace_seconds)
+        for session in tuple(self.sessions):
+            self._guard(session, session.part)
+        await self._wait_empty(_LAST_SECONDS)
+        for session in tuple(self.sessions):
+            session.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    async def _wait_empty(self, seconds: float) -> None:
+        if self.sessions:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), seconds)
+
+    @staticmethod
+    def _guard(session: SmtpDoor, act: Callable[[], None]) -> None:
+        """A session that fails when it is to end is torn down; the others never notice."""
+        try:
+            act()
+        except Exception as error:
+            observe.trouble("smtpd", "a session could not be ended in order", error)
+            session.abort()
 
     @property
     def leaving(self) -> bool:
@@ -153,7 +180,7 @@ class Doorkeeper:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = loop.time()
             for session in tuple(self.sessions):
-                session.check_time(now)
+                self._guard(session, partial(session.check_time, now))
 
 
 def client_network(address: str) -> str:
@@ -170,14 +197,20 @@ class SmtpDoor(asyncio.Protocol):
     """One client."""
 
     __slots__ = (
-        "_address", "_began", "_busy", "_channel", "_closing", "_keeper", "_last", "_letter",
-        "_messages", "_name", "_name_task", "_port", "_recipients", "_session", "_stalled",
-        "_transport", "_turn", "_unread", "_writing_paused",
+        "_address", "_began", "_busy", "_channel", "_closing", "_closing_since", "_committing",
+        "_keeper", "_last", "_letter", "_messages", "_name", "_name_task", "_parting", "_port",
+        "_recipients", "_session", "_stalled", "_tls", "_transport", "_turn", "_unread",
+        "_writing_paused",
     )  # fmt: skip
 
     def __init__(self, keeper: Doorkeeper) -> None:
         self._keeper = keeper
-        self._session = ServerSession(keeper.settings.limits)
+        limits = keeper.settings.limits
+        # Kept for the whole session: a reload may take the certificate away after EHLO offered it.
+        self._tls = keeper.tls
+        if self._tls is None and limits.offer_starttls:
+            limits = msgspec.structs.replace(limits, offer_starttls=False)
+        self._session = ServerSession(limits)
         self._transport: asyncio.Transport | None = None
         self._channel: TlsChannel | None = None
         self._letter: Letter | None = None
@@ -191,8 +224,11 @@ class SmtpDoor(asyncio.Protocol):
         self._busy = False  # an answer of ours is under way: nothing is pulled
         self._stalled = False  # reading is paused
         self._writing_paused = False
-        self._unread = False
+        self._unread = False  # the client sends no more: close when the answers have been given
+        self._committing = False
+        self._parting = False  # close as soon as the commit under way has been answered
         self._closing = False
+        self._closing_since = 0.0
         self._turn: asyncio.Handle | None = None
 
     # ------------------------------------------------------------------ asyncio.Protocol
@@ -233,10 +269,12 @@ class SmtpDoor(asyncio.Protocol):
         if channel is not None:
             plain = self._decrypt(channel, data)
             if not plain:
+                if self._unread and not self._waits():
+                    self._close()
                 return
             data = plain
         self._session.receive(data)
-        if self._busy or self._writing_paused or self._turn is not None:
+        if self._waits():
             if self._session.buffered_bytes > _READ_AHEAD_BYTES:
                 self._stall()
             return
@@ -244,10 +282,14 @@ class SmtpDoor(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A half-closed client still gets the replies that are due (e.g. `nc -q`)."""
-        if not self._busy and self._turn is None:
+        if not self._waits():
             return False
-        self._unread = True  # close when the answers have been given
+        self._unread = True
         return True
+
+    def _waits(self) -> bool:
+        """True while commands may be left that a later `_pump` will handle."""
+        return self._busy or self._writing_paused or self._turn is not None
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Drop what was not committed."""
@@ -276,20 +318,24 @@ class SmtpDoor(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._writing_paused = False
-        if not self._busy:
-            self._pump()
+        self._pump()
 
     # ------------------------------------------------------------------ time and end
 
     def check_time(self, now: float) -> None:
         """End an idle or endless session (421); an answer of ours under way is waited for."""
-        if self._closing or self._busy:
+        if self._closing:
+            if now - self._closing_since > _CLOSING_SECONDS:
+                self.abort()  # it does not fetch its last replies
+            return
+        if self._busy:
             return
         settings = self._keeper.settings
         channel = self._channel
         if channel is not None and not channel.established:
             if now - self._last > _TLS_HANDSHAKE_SECONDS:
                 self.cut("timeout")
+                return
         elif now - self._last > settings.idle_timeout:
             self.cut("timeout")
             return
@@ -303,23 +349,46 @@ class SmtpDoor(asyncio.Protocol):
         if not self._session.in_transaction and not self._busy:
             self.cut("server shutting down")
 
+    def part(self) -> None:
+        """The grace is over: end now, but a message being stored is answered first."""
+        if self._closing:
+            self.abort()
+        elif self._committing:
+            self._parting = True
+        else:
+            self.cut("server shutting down")
+
+    def abort(self) -> None:
+        """Tear the connection down; what was not sent is lost."""
+        self._begin_closing()
+        if self._transport is not None:
+            self._transport.abort()
+
     def cut(self, why: str) -> None:
-        """Say 421 and close."""
+        """Say 421 and close; a client that does not read its replies is not told."""
         if self._closing:
             return
         host = self._keeper.settings.limits.hostname
         code = "4.3.2" if why.startswith("server") else "4.4.2"
         self._session.close_with(Reply(421, code, f"{host} Error: {why}"), why)
         observe.session_cut(self._name, self._address, self._session.last_command, why)
+        if self._writing_paused:
+            self.abort()
+            return
         self._send_due()
         self._close()
 
-    def _close(self) -> None:
+    def _begin_closing(self) -> None:
+        if not self._closing_since:
+            self._closing_since = asyncio.get_running_loop().time()
         self._closing = True
+
+    def _close(self) -> None:
+        self._begin_closing()
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if self._channel is not None:
+        if self._channel is not None and self._channel.established:
             goodbye = self._channel.close()
             if goodbye:
                 transport.write(goodbye)
@@ -329,46 +398,57 @@ class SmtpDoor(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Handle events until octets or an answer are missing; then send all that is due."""
-        self._turn = None
-        session = self._session
-        try:
-            for _ in range(_EVENTS_A_TURN):
-                event = session.next_event()
-                if event is None:
-                    break
-                if isinstance(event, Pause):
-                    self._next_turn()
-                    break
-                self._handle(event)
-                if self._busy or self._closing:
-                    break
-            else:
-                self._next_turn()
-        except PosthouseError as error:
-            self._fail(error)
-        except Exception as error:  # a door session is one of the three places (HOUSE.md)
-            self._fail(error)
+        if self._turn is not None:  # this is that turn, come earlier
+            self._turn.cancel()
+            self._turn = None
+        over = self._closing
+        if over or self._busy:
+            return
+        if not self._writing_paused:
+            self._pull()
         self._send_due()
         if self._closing:
             return
-        if self._busy or self._writing_paused or self._turn is not None:
+        session = self._session
+        if self._waits():
             if session.buffered_bytes > _READ_AHEAD_BYTES:
                 self._stall()
-        elif self._stalled:
+            return
+        if self._stalled:
             self._stalled = False
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
-        if self._busy or self._turn is not None:
-            return
         if self._unread:
             self._close()
         elif self._keeper.leaving and not session.in_transaction:
             self.cut("server shutting down")
 
+    def _pull(self) -> None:
+        session = self._session
+        try:
+            for _ in range(_EVENTS_A_TURN):
+                event = session.next_event()
+                if event is None:
+                    return
+                if isinstance(event, Pause):
+                    break
+                self._handle(event)
+                if self._busy or self._closing:
+                    return
+            self._next_turn()
+        except PosthouseError as error:
+            self._fail(error)
+        except Exception as error:  # a door session is one of the three places (HOUSE.md)
+            self._fail(error)
+
     def _next_turn(self) -> None:
         """Go on after the others; a client that does not read waits for `resume_writing`."""
         if not self._writing_paused:
-            self._turn = asyncio.get_running_loop().call_soon(self._pump)
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        self._pump()
 
     def _fail(self, error: Exception) -> None:
         observe.trouble("smtpd", f"session of {self._address} failed", error)
@@ -388,7 +468,18 @@ class SmtpDoor(asyncio.Protocol):
         if not out or transport is None or transport.is_closing():
             return
         channel = self._channel
-        transport.write(out if channel is None else channel.wrap(out))
+        if channel is None:
+            transport.write(out)
+            return
+        if not channel.established:  # inside the handshake nothing can be said
+            return
+        try:
+            transport.write(channel.wrap(out))
+        except TlsFailed as error:
+            observe.session_cut(
+                self._name, self._address, self._session.last_command, f"TLS failed ({error})"
+            )
+            self.abort()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Content):
@@ -493,13 +584,13 @@ class SmtpDoor(asyncio.Protocol):
             self._log_refusal("END-OF-MESSAGE", refusal)
             self._session.answer(refusal)
             return
-        self._busy = True
+        self._busy = self._committing = True
         asyncio.ensure_future(letter.commit()).add_done_callback(self._committed)
 
     def _committed(self, done: asyncio.Future[None]) -> None:
         """The disk has spoken: only now may the client hear 250."""
         letter, self._letter = self._letter, None
-        self._busy = False
+        self._busy = self._committing = False
         self._recipients = []
         if letter is None:
             return
@@ -514,7 +605,9 @@ class SmtpDoor(asyncio.Protocol):
             self._log_refusal("END-OF-MESSAGE", NO_STORAGE_AFTER)
             self._session.answer(NO_STORAGE_AFTER)
         self._last = asyncio.get_running_loop().time()
-        if not self._closing:
+        if self._parting:
+            self.cut("server shutting down")
+        else:
             self._pump()
 
     def _drop_letter(self) -> None:
@@ -584,9 +677,9 @@ class SmtpDoor(asyncio.Protocol):
     # ------------------------------------------------------------------ TLS
 
     def _on_starttls(self) -> None:
-        assert self._keeper.tls is not None
+        assert self._tls is not None  # else it was never offered
         self._send_due()  # the 220 goes in clear
-        self._channel = self._keeper.tls.open_channel()
+        self._channel = self._tls.open_channel()
         self._channel.start()
 
     def _decrypt(self, channel: TlsChannel, data: bytes) -> bytes:
@@ -599,16 +692,17 @@ class SmtpDoor(asyncio.Protocol):
             if error.alert:
                 transport.write(error.alert)
             observe.session_cut(self._name, self._address, "STARTTLS", f"TLS failed ({error})")
-            self._closing = True
-            self._drop_letter() if not self._busy else None
+            self._begin_closing()
+            if not self._busy:
+                self._drop_letter()
             transport.close()
             return b""
         if reply:
             transport.write(reply)
         if channel.established and not before:
             self._session.tls_started(channel.describe())
-        if channel.eof and not self._busy:
-            self._close()
+        if channel.eof:
+            self._unread = True  # what came with the close_notify is handled first
         return plain
 
 

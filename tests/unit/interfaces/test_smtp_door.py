@@ -15,7 +15,13 @@ from fakes.memory_spool import MemorySpool
 from fakes.resolver import FakeResolver
 from fakes.server_owner import make_reception
 from posthouse.errors import StorageBroken, StorageFull
-from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings, client_network, plain_address
+from posthouse.interfaces.smtp_door import (
+    Doorkeeper,
+    DoorSettings,
+    SmtpDoor,
+    client_network,
+    plain_address,
+)
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.ports import Incoming, Selection, TlsServer
 from posthouse.proto.server_events import ServerLimits
@@ -347,6 +353,175 @@ async def test_broken_handshake_ends_the_session(
         await until(lambda: not keeper.sessions)
         async with talk(port) as other:
             assert (await other.hear()).startswith("220")
+
+
+STARTTLS_LIMITS = ServerLimits(hostname="mx2.example.net", offer_starttls=True)
+
+
+async def test_silent_handshake_stops_no_clock(
+    tls: tuple[RealTlsServer, ssl.SSLContext],
+) -> None:
+    """A client silent inside its handshake is closed in time, and so is everyone after it."""
+    async with open_door(MemorySpool(), limits=STARTTLS_LIMITS, tls=tls[0], total_timeout=0.5) as (
+        _,
+        port,
+    ):
+        async with talk(port) as client:
+            await client.hear()
+            assert (await client.say("STARTTLS")).startswith("220")
+            assert await client.reader.read() == b""
+        async with talk(port) as client:
+            await client.hear()
+            assert "time limit" in await client.hear()
+
+
+async def test_leaving_during_a_handshake(tls: tuple[RealTlsServer, ssl.SSLContext]) -> None:
+    """A session inside its handshake does not keep the worker, nor the others' 421, back."""
+    async with (
+        open_door(MemorySpool(), limits=STARTTLS_LIMITS, tls=tls[0]) as (keeper, port),
+        talk(port) as client,
+        talk(port) as other,
+    ):
+        await other.hear()
+        await client.hear()
+        assert (await client.say("STARTTLS")).startswith("220")
+        leaving = asyncio.create_task(keeper.leave(10))
+        assert await client.reader.read() == b""
+        assert (await other.hear()).startswith("421 4.3.2")
+        await leaving
+        assert not keeper.sessions
+
+
+async def test_one_failing_session_stops_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that cannot be ended in order is torn down; the next one is still timed."""
+
+    def fail(self: SmtpDoor, why: str) -> None:
+        monkeypatch.undo()
+        raise RuntimeError(why)
+
+    async with open_door(MemorySpool(), idle_timeout=0.0) as (_, port):
+        monkeypatch.setattr(SmtpDoor, "cut", fail)
+        async with talk(port) as client:
+            await client.hear()
+            with contextlib.suppress(ConnectionError):
+                assert await client.reader.read() == b""
+        async with talk(port) as client:
+            await client.hear()
+            assert (await client.hear()).startswith("421 4.4.2 ")
+
+
+async def test_certificate_taken_away(tls: tuple[RealTlsServer, ssl.SSLContext]) -> None:
+    """A session that was offered STARTTLS gets it; one begun without a certificate is not."""
+    server, context = tls
+    async with (
+        open_door(MemorySpool(), limits=STARTTLS_LIMITS, tls=server) as (keeper, port),
+        talk(port) as client,
+        talk(port) as late,
+    ):
+        await client.hear()
+        keeper.tls = None
+        assert (await client.say("STARTTLS")).startswith("220")
+        await client.writer.start_tls(context, server_hostname="mx2.example.net")
+        assert (await client.say("EHLO c")).startswith("250")
+        await late.hear()
+    async with (
+        open_door(MemorySpool(), limits=STARTTLS_LIMITS, tls=None) as (_, port),
+        talk(port) as client,
+    ):
+        await client.hear()
+        assert "STARTTLS" not in await client.say("EHLO c")
+        assert (await client.say("STARTTLS")).startswith("502")
+
+
+async def test_last_commands_with_the_close_notify(
+    tls: tuple[RealTlsServer, ssl.SSLContext],
+) -> None:
+    """A message that comes in one piece with the close_notify is stored and answered."""
+    server, context = tls
+    spool = MemorySpool()
+    async with (
+        open_door(spool, limits=STARTTLS_LIMITS, tls=server) as (_, port),
+        talk(port) as client,
+    ):
+        await client.hear()
+        await client.say("STARTTLS")
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        shaken = context.wrap_bio(incoming, outgoing, server_hostname="mx2.example.net")
+        while True:
+            try:
+                shaken.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                client.writer.write(outgoing.read())
+                incoming.write(await client.reader.read(1 << 16))
+        shaken.write(
+            b"EHLO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<alice@example.com>\r\n"
+            b"DATA\r\nx\r\n.\r\n"
+        )
+        with contextlib.suppress(ssl.SSLWantReadError):
+            shaken.unwrap()
+        client.writer.write(outgoing.read())
+        incoming.write(await client.reader.read())
+        shaken.read(1 << 16)  # up to the 354
+        assert b"queued as" in shaken.read(1 << 16)
+    assert await stored(spool) == 1
+
+
+async def test_client_that_never_reads_is_torn_down() -> None:
+    """A time limit ends a session whose replies nobody fetches, without waiting for them."""
+    limits = ServerLimits(hostname="mx2.example.net", max_idle_commands=10**9)
+    async with (
+        open_door(MemorySpool(), limits=limits, total_timeout=0.5) as (keeper, port),
+        talk(port) as client,
+    ):
+        await client.hear()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        session = next(iter(keeper.sessions))
+        with contextlib.suppress(ConnectionError):
+            while not session._writing_paused and keeper.sessions:
+                client.writer.write(b"HELP\r\n" * 20000)
+                await asyncio.wait({asyncio.ensure_future(client.writer.drain())}, timeout=0.01)
+        await until(lambda: not keeper.sessions)
+        client.writer.transport.abort()
+
+
+async def test_end_of_the_grace_waits_for_the_disk() -> None:
+    """A message being stored when the grace ends is answered 250, and the session then closed."""
+    spool = SlowSpool()
+    async with open_door(spool) as (keeper, port), talk(port) as client:
+        await client.hear()
+        await client.to_content()
+        client.writer.write(b"x\r\n.\r\nMAIL FROM:<a@b.example>\r\n")
+        session = next(iter(keeper.sessions))
+        await until(lambda: session._committing)
+        leaving = asyncio.create_task(keeper.leave(0))
+        await until(lambda: session._parting)
+        spool.go.set()
+        assert (await client.hear()).startswith("250 2.0.0 Ok: queued as ")
+        assert (await client.hear()).startswith("421 4.3.2")
+        assert await client.reader.read() == b""
+        await leaving
+    assert await stored(spool) == 1
+
+
+async def test_no_turn_while_an_answer_is_awaited() -> None:
+    """A client that reads again while its message is being stored hears nothing early."""
+    spool = SlowSpool()
+    async with open_door(spool) as (keeper, port), talk(port) as client:
+        await client.hear()
+        await client.to_content()
+        client.writer.write(b"x\r\n.\r\nNOOP\r\n")
+        session = next(iter(keeper.sessions))
+        await until(lambda: session._committing)
+        session.pause_writing()
+        session.resume_writing()
+        session._next_turn()
+        await until(lambda: session._turn is None)
+        assert session._committing
+        assert session._session.buffered_bytes == len(b"NOOP\r\n")
+        spool.go.set()
+        assert (await client.hear()).startswith("250 2.0.0 Ok: queued as ")
+        assert (await client.hear()).startswith("250 2.0.0 Ok")
 
 
 async def test_reverse_name_is_in_the_trace() -> None:
