@@ -26,7 +26,6 @@ from posthouse.node_process import configure_log, find_loop_factory
 from posthouse.node_sockets import Listeners, open_listeners, raise_file_limit
 from posthouse.node_user import (
     NodeLock,
-    acting_as,
     become,
     describe_self,
     find_user,
@@ -56,8 +55,7 @@ def serve(file: Path) -> int:
     workers = config.workers or len(os.sched_getaffinity(0))
     block_signals()  # who sees the port open may send them
     # Before the ports: a second node must not take the first one's clients, however shortly.
-    with acting_as(account):
-        lock = NodeLock(config.data_dir, wait_seconds=LOCK_SECONDS)
+    lock = NodeLock(config.data_dir, wait_seconds=LOCK_SECONDS, account=account)
     try:
         listeners = open_listeners(config.smtp.listen, workers)
         file_limit = raise_file_limit()

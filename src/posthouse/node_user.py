@@ -7,6 +7,7 @@ that talks to strangers ever runs as root when a user is named.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import grp
 import os
@@ -73,12 +74,22 @@ def _hand_over(data_dir: Path, account: pwd.struct_passwd) -> None:
 
 def is_under_roots_control(path: Path) -> bool:
     """Tell whether only root can say what stands at `path`, its parents included."""
-    for above in path.absolute().parents:
+    below = path.absolute()
+    for above in below.parents:
         status = os.lstat(above)
-        loose = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if status.st_uid != 0 or (loose and not stat.S_ISLNK(status.st_mode)):
+        loose = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode)
+        if status.st_uid != 0 or (loose and not _is_kept_for_root(status, below)):
             return False
+        below = above
     return True
+
+
+def _is_kept_for_root(directory: os.stat_result, entry: Path) -> bool:
+    """In a directory like /tmp nobody else can rename or remove what is root's."""
+    try:
+        return bool(directory.st_mode & stat.S_ISVTX) and os.lstat(entry).st_uid == 0
+    except FileNotFoundError:
+        return False
 
 
 def hand_over_file(path: Path, account: pwd.struct_passwd) -> None:
@@ -164,14 +175,20 @@ def describe_self() -> str:
 class NodeLock:
     """Held by the one node of a data directory, from start to end; dies with its holders."""
 
-    def __init__(self, data_dir: Path, *, wait_seconds: float = 0.0, what: str = "a node") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        wait_seconds: float = 0.0,
+        what: str = "another node",
+        account: pwd.struct_passwd | None = None,
+    ) -> None:
         """Raises StorageBusy when it is taken for so long, OSError when it cannot be made.
 
-        what: who we are, for those who find it taken.
+        what: who we are, for those who find it taken. account: who gets a fresh
+        file, for root before it steps down.
         """
-        self.fd = os.open(
-            _lock_path(data_dir), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        self.fd = _open_lock(data_dir, account)
         deadline = time.monotonic() + wait_seconds
         while True:
             try:
@@ -180,11 +197,12 @@ class NodeLock:
                 if time.monotonic() >= deadline:
                     holder = os.pread(self.fd, 100, 0).decode("ascii", "replace").strip()
                     os.close(self.fd)
-                    who = f"{clean(holder)} uses" if holder else "another node uses"
-                    raise StorageBusy(f"{who} {data_dir}") from None
+                    pid, _, name = clean(holder).partition(" ")
+                    told = f" (pid {pid})" if pid else ""
+                    raise StorageBusy(f"{name or 'another node'} uses {data_dir}{told}") from None
             else:
                 os.ftruncate(self.fd, 0)
-                os.pwrite(self.fd, f"{what} (pid {os.getpid()})\n".encode(), 0)
+                os.pwrite(self.fd, f"{os.getpid()} {what}\n".encode(), 0)
                 return
             time.sleep(0.05)
 
@@ -210,3 +228,25 @@ def is_locked(data_dir: Path) -> bool:
 
 def _lock_path(data_dir: Path) -> Path:
     return data_dir / "run" / "node.lock"
+
+
+def _open_lock(data_dir: Path, account: pwd.struct_passwd | None) -> int:
+    """Open the file without following a link that its directory's owner may have laid."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    path = _lock_path(data_dir)
+    run = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fd = os.open(path.name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=run)
+        except FileExistsError:
+            fd = os.open(path.name, flags, dir_fd=run)
+        else:
+            if account is not None and os.geteuid() == 0:
+                os.fchown(fd, account.pw_uid, account.pw_gid)
+    finally:
+        os.close(run)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "is not a file of its own", str(path))
+    return fd
