@@ -5,12 +5,14 @@ database knows. Whatever lies behind, and in segments with higher numbers, was
 appended by transactions that a power cut may have undone. Each such record whose
 checksums hold was flushed, or at least written, whole: it is taken in again,
 unless its message is there. Copies made by compaction are passed over: until the move
-is durable the original counts. See docs/durability.md.
+is durable the original counts. A record that rotted is told of and passed over, and
+its segment kept under another name. See docs/durability.md.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from zlib import crc32
 
@@ -22,9 +24,11 @@ from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.queueid import parse_queue_id
 from posthouse.storage.segments import (
     HEADER_BYTES,
+    MAGICS,
     PRIVATE,
     Header,
     Layout,
+    Sealed,
     decode_tail,
     parse_header,
 )
@@ -32,6 +36,7 @@ from posthouse.storage.spool_batch import Batch
 
 _BATCH = 64
 _PIECE = 1 << 18
+_ANY_MAGIC = re.compile(b"|".join(MAGICS))
 
 
 class Found:
@@ -93,27 +98,81 @@ def take_in_records(connection: apsw.Connection, batch: Batch, layout: Layout) -
 
 
 def _records(layout: Layout, number: int, at: int) -> Iterator[Found]:
-    """Whole records of a segment from `at` on."""
+    """Whole records of a segment from `at` on, also behind one that rotted."""
     fd = os.open(layout.segment_path(number), os.O_RDONLY | os.O_CLOEXEC)
+    told = False
     try:
-        while True:
-            header = parse_header(os.pread(fd, HEADER_BYTES, at))
-            if header is None:
-                return
-            body = 0 if header.private else header.size
-            tail_at = at + HEADER_BYTES + body
-            try:
-                sealed = decode_tail(header, os.pread(fd, header.tail, tail_at))
-            except BodyDamaged:
-                return
-            if body and _crc_of(fd, at + HEADER_BYTES, body) != header.body_crc:
-                return
-            end = tail_at + header.tail
-            if not header.copied:
-                yield Found(header, number, at, end, sealed.envelope, sealed.client)
-            at = end
+        end = os.fstat(fd).st_size
+        while at < end:
+            header, sealed, following = _read_at(fd, at)
+            if following > end or end - at < HEADER_BYTES:
+                return  # cut short while it was written: nothing was answered from here on
+            if header is not None and sealed is not None:
+                if not header.copied:
+                    yield Found(header, number, at, following, sealed.envelope, sealed.client)
+            elif not told:
+                told = True
+                _keep_spoilt(layout, number, at)
+            at = following if header is not None else _next_record(fd, at + 1, end)
     finally:
         os.close(fd)
+
+
+def _read_at(fd: int, at: int) -> tuple[Header | None, Sealed | None, int]:
+    """The header and the envelope, None where not sound, and where the next record begins."""
+    header = parse_header(os.pread(fd, HEADER_BYTES, at))
+    if header is None:
+        return None, None, at + 1
+    body = 0 if header.private else header.size
+    tail_at = at + HEADER_BYTES + body
+    following = tail_at + header.tail
+    try:
+        sealed = decode_tail(header, os.pread(fd, header.tail, tail_at))
+    except BodyDamaged:
+        return header, None, following
+    if body and _crc_of(fd, at + HEADER_BYTES, body) != header.body_crc:
+        return header, None, following
+    return header, sealed, following
+
+
+def _next_record(fd: int, at: int, end: int) -> int:
+    """Where records go on behind a header that cannot be read; `end` when nowhere.
+
+    Anybody can write what looks like a record into a body, but not one from which
+    sound records lead to the end of the file: the envelope behind a body is ours.
+    """
+    while piece := os.pread(fd, _PIECE, at):
+        starts = sorted(m.start() for m in _ANY_MAGIC.finditer(piece))
+        for start in starts:
+            if _leads_to(fd, at + start, end):
+                return at + start
+        if len(piece) < _PIECE:
+            break
+        at += len(piece) - 3
+    return end
+
+
+def _leads_to(fd: int, at: int, end: int) -> bool:
+    while at < end:
+        _, sealed, at = _read_at(fd, at)
+        if sealed is None:
+            return False
+    return at == end
+
+
+def _keep_spoilt(layout: Layout, number: int, at: int) -> None:
+    """Give the file a second name that nothing removes, and tell."""
+    path = layout.segment_path(number)
+    kept = path.with_suffix(".spoilt")
+    try:
+        os.link(path, kept)
+    except FileExistsError:
+        pass
+    observe.alert(
+        "spool",
+        f"segment {number}, octet {at}: a message that the database does not know cannot be read; "
+        f"what follows is taken in, and the octets are kept as {kept}",
+    )
 
 
 def _crc_of(fd: int, at: int, size: int) -> int:

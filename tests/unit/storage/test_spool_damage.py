@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from fakes.failing_disk import T0, accept, everything, open_spool, read_body
+from fakes.failing_disk import T0, Ticks, accept, everything, open_spool, read_body
 from posthouse.errors import BodyDamaged, StorageError
 from posthouse.mail.queueid import make_queue_id
 from posthouse.ports import (
@@ -229,3 +229,52 @@ async def test_a_torn_line_of_what_is_remembered_harms_no_other(tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:-2])
     unsettled.remember(keys[2:])
     assert Unsettled(path, Disk()).keys == {keys[0], keys[2]}
+
+
+@pytest.mark.parametrize("part", ["header", "body", "envelope"])
+async def test_a_rotten_record_behind_the_mark_costs_only_itself(tmp_path: Path, part: str) -> None:
+    """A start that the database lost takes in what lies behind it, and keeps the file."""
+    empty = await open_spool(tmp_path)
+    await empty.close()
+    layout = Layout(tmp_path)
+    database = layout.database.read_bytes()
+    forged = b"PHm1" + bytes(60)
+    spool = await open_spool(tmp_path)
+    ids = [await accept(spool, b"body %d" % n + forged) for n in range(4)]
+    await spool.close()
+    layout.database.write_bytes(database)
+    [segment] = layout.segments.iterdir()
+    data = bytearray(segment.read_bytes())
+    at = data.index(b"body 1")
+    data[at + {"header": -20, "body": 3, "envelope": 6 + len(forged) + 4}[part]] ^= 0x10
+    segment.write_bytes(data)
+    again = await open_spool(tmp_path)
+    assert sorted(await everything(again)) == [ids[0], *ids[2:]]
+    await again.close()
+    assert segment.with_suffix(".spoilt").read_bytes() == bytes(data)
+
+
+async def test_a_record_inside_a_body_is_never_taken_in(tmp_path: Path) -> None:
+    """Whoever writes a sound record into a message cannot make mail of it, whatever rots."""
+    layout = Layout(tmp_path)
+    first = await open_spool(tmp_path)
+    await first.close()
+    database = layout.database.read_bytes()
+    spool = await open_spool(tmp_path)
+    await accept(spool, b"looks sound")
+    await spool.close()
+    [segment] = layout.segments.iterdir()
+    record = segment.read_bytes()
+    segment.unlink()
+    layout.database.write_bytes(database)
+    spool = await open_spool(tmp_path, clock_us=Ticks(T0 + 10**6))
+    ids = [await accept(spool, b"Subject: x\r\n\r\n" + record) for _ in range(2)]
+    await spool.close()
+    layout.database.write_bytes(database)
+    [segment] = layout.segments.iterdir()
+    data = bytearray(segment.read_bytes())
+    data[5] ^= 1
+    segment.write_bytes(data)
+    spool = await open_spool(tmp_path)
+    assert sorted(await everything(spool)) == ids[1:]
+    await spool.close()
