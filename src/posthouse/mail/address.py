@@ -40,7 +40,7 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\Z")
 class Mailbox(msgspec.Struct, frozen=True, gc=False):
     """One mailbox of a path.
 
-    spelled: as the client gave it, source route removed; local: content of the
+    spelled: as the client gave it, source route and final dot removed; local: content of the
     local part, quotes and backslashes of a quoted-string removed; domain:
     lower-case A-labels, an address literal in brackets, or "" for a bare local part.
     """
@@ -61,11 +61,17 @@ def normalize_domain(domain: str) -> str:
 
     Raises AddressError for what is no host name. Underscores are let pass:
     such domains exist and only the DNS can say whether they receive mail.
-    Spec: RFC 5891 §4.4 (look-up), UTS 46.
+    The length is looked at first: mapping is slow, and UTS 46 drops characters,
+    so that a domain could be padded without end.
+    Spec: RFC 5891 §4.4 (look-up), UTS 46, RFC 5321 §4.5.3.1.2.
     """
     name = domain[:-1] if domain.endswith(".") else domain
+    if len(name) > MAX_DOMAIN_OCTETS:
+        raise AddressError(f"domain over {MAX_DOMAIN_OCTETS} octets")
     if not name.isascii():
         try:
+            if len(name.encode()) > MAX_DOMAIN_OCTETS:
+                raise AddressError(f"domain over {MAX_DOMAIN_OCTETS} octets")
             name = idna.encode(name, uts46=True, transitional=False).decode("ascii")
         except (idna.IDNAError, UnicodeError) as error:
             raise AddressError(f"not an IDNA domain: {domain!r}: {error}") from error
@@ -129,7 +135,8 @@ def _parse_slowly(text: str, allow_bare: str) -> Mailbox:
         if _LITERAL.match(domain) is None:
             raise AddressError("not an address literal")
         return Mailbox(text, content, domain.lower())
-    return Mailbox(text, content, normalize_domain(domain))
+    spelled = text.removesuffix(".")  # the root's dot is no part of a mailbox (RFC 5321 §2.3.5)
+    return Mailbox(spelled, content, normalize_domain(domain))
 
 
 def unquote_local_part(local: str) -> str:

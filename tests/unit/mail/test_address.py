@@ -12,7 +12,7 @@ from posthouse.mail.address import Mailbox, NeedsUtf8, normalize_domain, parse_p
 GOOD = [
     (b"alice@example.com", ("alice@example.com", "alice", "example.com")),
     (b"Alice@EXAMPLE.Com", ("Alice@EXAMPLE.Com", "Alice", "example.com")),
-    (b"a.b+c=d@example.com.", ("a.b+c=d@example.com.", "a.b+c=d", "example.com")),
+    (b"a.b+c=d@example.com.", ("a.b+c=d@example.com", "a.b+c=d", "example.com")),
     (b'"a b"@example.com', ('"a b"@example.com', "a b", "example.com")),
     (b'"a\\"b"@example.com', ('"a\\"b"@example.com', 'a"b', "example.com")),
     (b'"a@b"@example.com', ('"a@b"@example.com', "a@b", "example.com")),
@@ -39,7 +39,8 @@ BAD = [
     b'"a@example.com', b'""@example.com', b"a@exa mple.com", b"a@-x.example", b"a@x-.example",
     b"a@.example", b"a@x..example", b"a@[1.2.3.4", b"a@[1.2.3.4]x", b"<a@example.com>",
     b"a\x00@example.com", b"a" * 256 + b"@example.com", b"a@" + b"x" * 64 + b".example",
-    b"a@" + b"x." * 140 + b"example", b"a(comment)@example.com", b"a,b@example.com",
+    b"a@" + b"x." * 140 + b"example", b"a@example.com..", b"a@example.com" + b"\xc2\xad" * 130,
+    b"a(comment)@example.com", b"a,b@example.com",
 ]  # fmt: skip
 
 
@@ -71,6 +72,18 @@ def test_utf8_only_when_asked_for() -> None:
     assert mailbox.spelled == "josé@Bücher.example"
     with pytest.raises(AddressError):
         parse_path(b"\xff@example.com", utf8=True)
+
+
+def test_long_domains_are_refused_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A domain over the limit is refused before IDNA looks at it, also when mapping would shorten it."""
+
+    def never(*_: object, **__: object) -> bytes:
+        raise RuntimeError("mapped")
+
+    monkeypatch.setattr("idna.encode", never)
+    for padding in (256, 130, 10**6):
+        with pytest.raises(AddressError):
+            normalize_domain("a" + "\u00ad" * padding + ".example")
 
 
 @given(st.binary(max_size=300))
