@@ -12,9 +12,15 @@ MAX_RECEIVED = 100
 # Received lines and ARC sets stay below 256 KiB.
 MAX_HEADER_OCTETS = 1 << 18
 
+_MAX_NAMED = 200
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:\[\]-]")
-_RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
-_MESSAGE_ID = re.compile(rb"^message-id[ \t]*:\s*(\S{1,250})", re.IGNORECASE | re.MULTILINE)
+# White space before the colon is obsolete (RFC 5322 §4.5); nobody puts 32 of it there.
+_RECEIVED = re.compile(rb"^received[ \t]{0,32}:", re.IGNORECASE | re.MULTILINE)
+_MESSAGE_ID = re.compile(rb"^message-id[ \t]{0,32}:", re.IGNORECASE | re.MULTILINE)
+_ID_VALUE = re.compile(rb"[^:]*:(?:[ \t]|\r\n[ \t])*(\S{1,250})")
+_NAME_OCTETS = 64  # a field name both patterns know is shorter
+_ID_FIELD_OCTETS = 600
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -46,7 +52,8 @@ def format_received(
     """The Received field in Postfix's form, which filters parse (peers.md §4b.11).
 
     recipient: named in a `for` clause only when it is the only one (RFC 5321 §7.2);
-    None otherwise. What the client said is reduced to host-name characters first.
+    None otherwise; left out too when it is long or would need RFC 6531 in a message that
+    does not have it. What the client said is reduced to host-name characters first.
     """
     helo = _UNSAFE.sub("?", client.helo) or "unknown"
     address = f"IPv6:{client.address}" if ":" in client.address else client.address
@@ -54,57 +61,90 @@ def format_received(
     if client.tls:
         version, _, cipher = client.tls.partition(" ")
         tls = f"\t(using {version} with cipher {cipher})\r\n"
-    clause = f"\r\n\tfor <{recipient}>" if recipient is not None else ""
+    clause = ""
+    if recipient is not None and _may_be_named(recipient, client.protocol):
+        clause = f"\r\n\tfor <{recipient}>"
     return (
         f"Received: from {helo} ({client.name} [{address}])\r\n{tls}"
         f"\tby {hostname} (Posthouse) with {client.protocol} id {queue_id}{clause}; {date}\r\n"
     ).encode("utf-8", "replace")
 
 
+def _may_be_named(recipient: str, protocol: str) -> bool:
+    """A line of at most 998 octets, no control characters, UTF-8 only as UTF8SMTP (RFC 6532)."""
+    if len(recipient) > _MAX_NAMED or not recipient.isprintable():
+        return False
+    return recipient.isascii() or protocol.startswith("UTF8SMTP")
+
+
 class HeaderScan:
     """Looks at the header of a message while it streams by: Received lines and Message-ID.
 
     Only the header counts: a forwarded message in the body may carry hundreds
-    of Received lines of its own. Octets are looked at once, when the header has
-    ended or MAX_HEADER_OCTETS are there; they are not changed.
+    of Received lines of its own. Of MAX_HEADER_OCTETS every octet is looked at
+    once, however the network cut them; less than a kilobyte is held.
     """
 
-    __slots__ = ("_held", "_size", "done", "message_id", "received")
+    __slots__ = ("_id_field", "_line", "_size", "done", "message_id", "received")
 
     def __init__(self) -> None:
-        self._held: list[bytes] = []
+        # The last line as far as it came; "." stands for one that has been looked at.
+        self._line = b""
+        self._id_field: bytes | None = None
         self._size = 0
         self.done = False
         self.received = 0
         self.message_id = ""
 
     def feed(self, data: bytes) -> None:
-        """Take the next octets of the message (never a CR LF pair split over two calls)."""
+        """Take the next octets of the message."""
         if self.done:
             return
-        end = data.find(b"\r\n\r\n")
-        if end >= 0 and not self._held:
-            self._conclude(data[: end + 2])
-            return
-        self._held.append(data)
+        data = data[: MAX_HEADER_OCTETS - self._size]
         self._size += len(data)
-        joined = b"".join(self._held)
-        self._held = [joined]
-        end = joined.find(b"\r\n\r\n")
-        if end >= 0 or joined.startswith(b"\r\n") or self._size > MAX_HEADER_OCTETS:
-            self._conclude(joined[: end + 2] if end >= 0 else joined[:MAX_HEADER_OCTETS])
+        held = len(self._line)
+        text = self._line + data if held else data
+        if text.startswith(b"\r\n"):
+            end, last = 0, True
+        else:
+            end = text.find(b"\n\r\n") + 1
+            last = end > 0
+            end = end or len(text)
+        last = last or self._size >= MAX_HEADER_OCTETS
+        if self._id_field is not None and len(self._id_field) < _ID_FIELD_OCTETS:
+            self._id_field += text[held : min(end, held + _ID_FIELD_OCTETS)]
+        line = text.rfind(b"\n", 0, end) + 1
+        if last or end - line > _NAME_OCTETS:
+            self._look(text, end, end)
+            self._line = b"."
+        else:
+            self._look(text, line, end)
+            self._line = text[line:end]
+        if last:
+            self._conclude()
 
     def finish(self) -> None:
         """The message has ended; a message without an empty line is all header."""
         if not self.done:
-            self._conclude(b"".join(self._held))
+            self._look(self._line, len(self._line), len(self._line))
+            self._conclude()
 
-    def _conclude(self, header: bytes) -> None:
-        self.done = True
-        self._held = []
-        if header.startswith(b"\r\n"):  # an empty header: everything is body
+    def _look(self, text: bytes, stop: int, end: int) -> None:
+        """Search the lines in text[:stop]; what is behind, up to `end`, may belong to a field."""
+        if not stop:
             return
-        self.received = len(_RECEIVED.findall(header))
-        found = _MESSAGE_ID.search(header)
-        if found is not None:
-            self.message_id = found.group(1).decode("utf-8", "replace")
+        self.received += len(_RECEIVED.findall(text, 0, stop))
+        if self._id_field is None:
+            found = _MESSAGE_ID.search(text, 0, stop)
+            if found is not None:
+                start = found.start()
+                self._id_field = text[start : min(end, start + _ID_FIELD_OCTETS)]
+
+    def _conclude(self) -> None:
+        self.done = True
+        self._line = b""
+        if self._id_field is not None:
+            found = _ID_VALUE.match(self._id_field[:_ID_FIELD_OCTETS])
+            if found is not None:
+                self.message_id = found.group(1).decode("utf-8", "replace")
+            self._id_field = None
