@@ -12,16 +12,18 @@ the content unless a dot was stuffed or a read ended inside "\\r\\n.\\r\\n".
 
 from __future__ import annotations
 
-import re
-
 _END = b"\r\n.\r\n"
-_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
 def has_bare_newline(data: bytes) -> bool:
     """True when a CR or LF stands alone. `data` must not begin or end inside a pair."""
     pairs = data.count(b"\r\n")
     return data.count(b"\n") != pairs or data.count(b"\r") != pairs
+
+
+def normalize_newlines(data: bytes) -> bytes:
+    """Make every CR LF pair, lone CR and lone LF one CR LF. Same condition on `data`."""
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
 class DotDecoder:
@@ -69,7 +71,7 @@ class DotDecoder:
         if has_bare_newline(buffer):
             self.bare = True
             if self.normalize:
-                buffer = _BARE.sub(b"\r\n", buffer)
+                buffer = normalize_newlines(buffer)
         return buffer, rest
 
 
@@ -112,5 +114,5 @@ class ChunkDecoder:
         if has_bare_newline(data):
             self.bare = True
             if self.normalize:
-                return _BARE.sub(b"\r\n", data)
+                return normalize_newlines(data)
         return data

@@ -69,10 +69,16 @@ _OK = replies.OK.encode()
 _CACHED: Final = {
     id(reply): reply.encode() for reply in (replies.OK, replies.SENDER_OK, replies.RECIPIENT_OK)
 }
+_MANY_RCPT = replies.MANY_RCPT.encode()
 _GO_AHEAD = b"354 End data with <CR><LF>.<CR><LF>\r\n"
 _TLS_READY = b"220 2.0.0 Ready to start TLS\r\n"
 # Commands answered before the owner gets a word in: a fraction of a millisecond.
 _LINES_A_TURN = 100
+# Recipients over the limit that are no error yet (precedent: Postfix
+# smtpd_recipient_overshoot_limit); a client that goes on for ever is cut.
+_RECIPIENT_OVERSHOOT = 1000
+# Content octets decoded before the owner gets a word in: under two milliseconds even to normalise.
+_CONTENT_SLICE = 1 << 16
 _PAUSE = Pause()
 _REFUSED_LINE = b"\n"  # no line holds a LF: a mark that costs nothing
 _TEXT = re.compile(rb"[\x20-\x7e\x80-\xff]*\Z")
@@ -95,8 +101,9 @@ class ServerSession:
     __slots__ = (
         "_accepted", "_awaiting", "_buffer", "_chunk_left", "_chunks", "_content_bytes",
         "_decoder", "_ended", "_idle_commands", "_in_mail", "_last_chunk", "_limits", "_mode",
-        "_out", "_pending_close", "_pos", "_refusal", "_refused_rcpt", "_starttls", "_verdict",
-        "commands", "errors", "esmtp", "helo", "last_command", "params", "sender", "tls",
+        "_out", "_over_limit", "_pending_close", "_pos", "_refusal", "_refused_rcpt", "_sliced",
+        "_starttls", "_verdict", "commands", "errors", "esmtp", "helo", "last_command", "params",
+        "sender", "tls",
     )  # fmt: skip
 
     def __init__(self, limits: ServerLimits) -> None:
@@ -118,6 +125,7 @@ class ServerSession:
         self._decoder: DotDecoder | ChunkDecoder | None = None
         self._chunk_left = 0
         self._last_chunk = False
+        self._sliced = False  # content is left of what the last turn decoded
         self._refusal: Reply | None = None  # for a BDAT whose octets are still coming
         self._forget()
 
@@ -128,6 +136,7 @@ class ServerSession:
         self.params = server_params.MailParams()
         self._accepted = 0
         self._refused_rcpt = 0
+        self._over_limit = 0
         self._decoder = None
         self._content_bytes = 0
         self._verdict: Reply | None = None  # what is wrong with the content
@@ -205,6 +214,9 @@ class ServerSession:
             elif mode is _Mode.DATA or mode is _Mode.CHUNK:
                 if self._pos >= len(self._buffer) and (mode is _Mode.DATA or self._chunk_left):
                     return None
+                if self._sliced:
+                    self._sliced = False
+                    return _PAUSE
                 event = self._read_data() if mode is _Mode.DATA else self._read_chunk()
             else:
                 return None
@@ -404,6 +416,9 @@ class ServerSession:
         if self._chunks:
             self._say(replies.NOT_NOW)
             return None
+        if self._accepted >= self._limits.max_recipients:
+            self._refuse_one_more()
+            return None
         params = server_params.parse_rcpt_params(rest, smtputf8=self.params.smtputf8)
         if rest and not self.esmtp:
             params = server_params.UNKNOWN_PARAMETER
@@ -422,13 +437,15 @@ class ServerSession:
             self._refused_rcpt += 1
             self._say(replies.BAD_RECIPIENT)
             return None
-        if self._accepted >= self._limits.max_recipients:
-            self._out.append(
-                replies.MANY_RCPT.encode()
-            )  # no error of the client's: RFC 5321 §4.5.3.1.10
-            return None
         self._awaiting = Rcpt
         return Rcpt(mailbox, params)
+
+    def _refuse_one_more(self) -> None:
+        """Over the limit, which is no error of the client's (RFC 5321 §4.5.3.1.10) for long."""
+        self._out.append(_MANY_RCPT)
+        self._over_limit += 1
+        if self._over_limit > _RECIPIENT_OVERSHOOT:
+            self.errors += 1
 
     def _on_data(self, argument: bytes) -> Event | None:
         if argument:
@@ -458,6 +475,8 @@ class ServerSession:
             self._pending_close = "chunk too large"
             return None
         self._mode = _Mode.CHUNK
+        if not self._chunk_left and not self._last_chunk:
+            self._count_idle()
         if self._chunks:
             return None
         # The octets come in any case and are swallowed before a refusal (RFC 3030 §2).
@@ -527,14 +546,27 @@ class ServerSession:
 
     # ------------------------------------------------------------------ content
 
-    def _read_data(self) -> Event | None:
-        data = self._buffer[self._pos :] if self._pos else self._buffer
+    def _take_slice(self, size: int) -> bytes:
+        """At most `size` octets of what was received; `_sliced` tells that there are more."""
+        buffer, start = self._buffer, self._pos
+        self._sliced = len(buffer) - start > size
+        if self._sliced:
+            self._pos = start + size
+            return buffer[start : start + size]
         self._buffer, self._pos = b"", 0
+        return buffer[start:] if start else buffer
+
+    def _read_data(self) -> Event | None:
+        data = self._take_slice(_CONTENT_SLICE)
         decoder = self._decoder
         assert isinstance(decoder, DotDecoder)
         content, rest = decoder.feed(data)
         if rest is not None:
-            self._buffer = rest
+            if self._sliced:
+                self._sliced = False
+                self._pos -= len(rest)
+            else:
+                self._buffer, self._pos = rest, 0
             self._mode = _Mode.COMMAND
             self._ended = True
         elif self._content_bytes > 2 * self._limits.max_message_bytes + (1 << 20):
@@ -546,11 +578,11 @@ class ServerSession:
         return self._pass_content(content, decoder.bare)
 
     def _read_chunk(self) -> Event | None:
-        take = min(self._chunk_left, len(self._buffer) - self._pos)
-        data = self._buffer[self._pos : self._pos + take]
-        self._pos += take
-        self._chunk_left -= take
+        data = self._take_slice(min(self._chunk_left, _CONTENT_SLICE))
+        self._chunk_left -= len(data)
         done = not self._chunk_left
+        if done:
+            self._sliced = False
         event: Event | None = None
         decoder = self._decoder
         if isinstance(decoder, ChunkDecoder):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthouse.proto.dotdata import ChunkDecoder, DotDecoder, has_bare_newline
+from posthouse.proto.dotdata import ChunkDecoder, DotDecoder, has_bare_newline, normalize_newlines
 
 # input after 354, content, octets left over (None: no end yet), bare newline met
 ROWS = [
@@ -83,3 +85,9 @@ def test_chunks_keep_their_octets(pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
     assert got == whole
     assert decoder.bare == has_bare_newline(whole)
+
+
+@given(_octets)
+def test_every_line_end_becomes_one(data: bytes) -> None:
+    """Normalising adds what is missing of each CR LF and changes nothing else."""
+    assert normalize_newlines(data) == re.sub(rb"\r(?!\n)|(?<!\r)\n", b"\r\n", data)
