@@ -57,6 +57,7 @@ class QueuedMessage(msgspec.Struct, frozen=True, kw_only=True):
     recipients: in a claim only those claimed; in `show` all that are left.
     size_bytes: octets of the stored message, our trace fields included.
     body: the whole message when it was read with the claim, else None (`open_body`).
+    recipients_in_all: how many it had when it was accepted; 0: its envelope cannot be read.
     """
 
     queue_id: int
@@ -70,6 +71,7 @@ class QueuedMessage(msgspec.Struct, frozen=True, kw_only=True):
     client: Client
     recipients: tuple[QueuedRecipient, ...]
     body: bytes | None = None
+    recipients_in_all: int = 0
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -224,7 +226,11 @@ class Spool(Protocol):
         """
 
     def settle(self, settlements: Sequence[Settlement]) -> Awaitable[None]:
-        """Apply moves d, r, h. Rows that are gone or HELD meanwhile are left alone."""
+        """Apply moves d, r, h. Rows that are gone meanwhile are left alone.
+
+        DELIVERED removes a row that was HELD meanwhile too, since it is a fact; DEFERRED
+        and HELD leave such a row as it is.
+        """
 
     async def queued_domains(self) -> Mapping[str, int]:
         """Every domain with a QUEUED row → its earliest due_us. Costs by domains, not by rows."""
@@ -405,8 +411,8 @@ class RecipientResult(msgspec.Struct, frozen=True, gc=False):
     """The peer's answer for one recipient.
 
     stage: where it fell: "mail", "rcpt", "data", "dot", or "local" (never offered: the
-    next hop lacks SMTPUTF8 or takes no message that large), or "damaged" (our stored copy is). code 250 = delivered;
-    text: one line, enhanced code included, as the peer said it.
+    next hop lacks SMTPUTF8 or takes no message that large), or "damaged" (our stored copy
+    is). code 250 = delivered; text: one line, enhanced code included, as the peer said it.
     """
 
     seq: int

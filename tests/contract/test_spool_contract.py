@@ -425,12 +425,36 @@ async def test_settling_what_is_gone_or_held_changes_nothing(house: House) -> No
     await house.spool.act(Selection(queue_ids=(gone,)), OperatorAction.DELETE, now_us=now_us)
     await house.spool.act(Selection(queue_ids=(held,)), OperatorAction.HOLD, now_us=now_us)
     for queue_id in (gone, held, 12345):
-        for outcome in Outcome:
+        for outcome in (Outcome.DEFERRED, Outcome.HELD):
             await house.settle(queue_id, 0, outcome, due_us=1, reply="x")
     [message] = await house.everything()
     [row] = message.recipients
     assert (message.queue_id, row.state, row.reason) == (held, State.HELD, "held by operator")
     assert (row.attempts, row.reply) == (0, "")
+
+
+async def test_what_was_delivered_goes_whatever_its_state(house: House) -> None:
+    """A delivery is a fact: releasing what was held during it must not send it twice."""
+    held = await house.accept("b@example.com", "c@example.com")
+    now_us = house.clock.now_us
+    await house.spool.act(Selection(queue_ids=(held,)), OperatorAction.HOLD, now_us=now_us)
+    await house.settle(held, 0, Outcome.DELIVERED)
+    [row] = (await house.show(held)).recipients
+    assert (row.seq, row.state) == (1, State.HELD)
+    await house.settle(held, 1, Outcome.DELIVERED)
+    await house.settle(12345, 0, Outcome.DELIVERED)
+    assert await house.everything() == []
+
+
+async def test_a_message_tells_how_many_recipients_it_had(house: House) -> None:
+    """Whoever reports the last one gone knows that there were others."""
+    heard: list[QueuedMessage] = []
+    house.spool.set_accept_listener(heard.append)
+    queue_id = await house.accept("a@example.com", "b@example.com", "c@example.net")
+    await house.settle(queue_id, 0, Outcome.DELIVERED)
+    found = await house.claim()
+    assert [m.recipients_in_all for m in (*heard, *found.messages)] == [3, 3]
+    assert (await house.show(queue_id)).recipients_in_all == 3
 
 
 async def test_settling_nothing_is_fine(house: House) -> None:

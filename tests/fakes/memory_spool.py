@@ -65,6 +65,7 @@ class _Message:
             client=self.client,
             recipients=tuple(recipients),
             body=body,
+            recipients_in_all=len(self.envelope.recipients),
         )
 
 
@@ -249,10 +250,12 @@ class MemorySpool:
         for settlement in settlements:
             message = self._messages.get(settlement.queue_id)
             row = None if message is None else message.rows.get(settlement.seq)
-            if message is None or row is None or row.recipient.state is not State.QUEUED:
+            if message is None or row is None:
                 continue
             if settlement.outcome is Outcome.DELIVERED:
                 self._remove(message, settlement.seq)
+                continue
+            if row.recipient.state is not State.QUEUED:
                 continue
             held = settlement.outcome is Outcome.HELD
             row.recipient = msgspec.structs.replace(

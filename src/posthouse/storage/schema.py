@@ -205,13 +205,7 @@ ON CONFLICT (id) DO UPDATE SET
 
 @functools.cache
 def delete_recipients(rows: int) -> str:
-    """queue_id, seq: remove those that are QUEUED (move d)."""
-    return f"DELETE FROM recipient WHERE state = 0 AND (queue_id, seq) IN (VALUES {_rows(2, rows)})"
-
-
-@functools.cache
-def delete_recipients_any(rows: int) -> str:
-    """queue_id, seq: remove them whatever their state (move x)."""
+    """queue_id, seq: remove them whatever their state (moves d, x)."""
     return f"DELETE FROM recipient WHERE (queue_id, seq) IN (VALUES {_rows(2, rows)})"
 
 

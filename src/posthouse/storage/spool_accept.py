@@ -72,4 +72,5 @@ class Accept:
                 ]
             ),
             body=body,
+            recipients_in_all=len(envelope.recipients),
         )

@@ -104,7 +104,7 @@ class Batch:
         )
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Moves d, r, h."""
+        """Moves d, r, h. What was delivered goes though it was held meanwhile: it is a fact."""
         gone: list[int] = []
         touched: list[Any] = []
         for settlement in settlements:
@@ -130,7 +130,7 @@ class Batch:
         """Move x. Returns how many there were."""
         flat = [part for key in keys for part in key]
         before = self._connection.total_changes()
-        self._wide(schema.delete_recipients_any, 2, flat, len(keys))
+        self._wide(schema.delete_recipients, 2, flat, len(keys))
         deleted = self._connection.total_changes() - before
         self.delete_messages(flat[::2])
         return deleted

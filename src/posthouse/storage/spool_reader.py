@@ -283,6 +283,7 @@ def build_message(
         client=_NOBODY if sealed is None else sealed.client,
         recipients=tuple(recipients),
         body=body,
+        recipients_in_all=0 if envelope is None else len(envelope.recipients),
     )
 
 
