@@ -13,8 +13,9 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -53,25 +54,43 @@ def connect_desks(config: Config) -> Iterator[tuple[list[socket.socket], bool]]:
 
 
 def _connect_workers(data_dir: Path) -> list[socket.socket] | None:
-    """One connection a worker; None when no node runs."""
+    """A connection to each worker that answers; the others are named. None: no node runs.
+
+    Raises NodeUnreachable when none answers.
+    """
     run = data_dir / "run"
     deadline = time.monotonic() + CONNECT_SECONDS
-    connections: list[socket.socket] = []
+    connections: dict[int, socket.socket] = {}
+    workers = 0
     while is_locked(data_dir):
         try:
             workers = int(json.loads((run / "node.json").read_bytes())["workers"])
-            while len(connections) < workers:
-                connections.append(_connect(run, f"worker-{len(connections)}.sock"))
-            return connections
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            if time.monotonic() > deadline:
-                raise NodeUnreachable(
-                    f"worker {len(connections)} does not answer; see the node's log"
-                ) from error
-            time.sleep(0.05)
-    for connection in connections:
-        connection.close()
-    return None
+        except FileNotFoundError:
+            workers = 0
+        for index in range(workers):
+            if index not in connections:
+                with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                    connections[index] = _connect(run, f"worker-{index}.sock")
+        if workers and len(connections) == workers:
+            break
+        if time.monotonic() > deadline:
+            _tell_missing(connections, workers)
+            break
+        time.sleep(0.05)
+    else:
+        for connection in connections.values():
+            connection.close()
+        return None
+    return [connections[index] for index in sorted(connections)]
+
+
+def _tell_missing(connections: Collection[int], workers: int) -> None:
+    missing = [str(index) for index in range(workers) if index not in connections]
+    if not connections:
+        raise NodeUnreachable("no worker answers; see the node's log")
+    noun = "worker" if len(missing) == 1 else "workers"
+    told = f"posthouse: {noun} {', '.join(missing)} gave no answer: what is there is not shown"
+    print(told, file=sys.stderr)
 
 
 def _connect(directory: Path, name: str) -> socket.socket:

@@ -63,6 +63,7 @@ class Process:
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
         self.failed = False
+        self._serves = False
         self._heartbeat = heartbeat
         self._reload = reload
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,7 +75,10 @@ class Process:
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
 
     def serve(self) -> None:
-        """Say that this process serves, and go on saying that its loop turns."""
+        """Say that this process serves, and go on saying that its loop turns. Again: no-op."""
+        if self._serves:
+            return
+        self._serves = True
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hup)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         # What lives now lives until the end: the collector need not look at it again.

@@ -37,20 +37,23 @@ def shards_of_worker(data_dir: Path, index: int, workers: int) -> list[int]:
     return list(dict.fromkeys((index, *others)))
 
 
-async def open_spools(config: Config, shards: Iterable[int]) -> list[Spool]:
-    """Open shards, all or none. Raises StorageError."""
+async def open_spool(config: Config, shard: int) -> Spool:
+    """Open one shard. Raises StorageError."""
     settings = SpoolSettings(
         segment_bytes=config.spool.segment_size,
         spill_bytes=config.spool.spill_size,
         min_free_bytes=config.spool.min_free,
     )
+    directory = shard_directory(config.data_dir, shard)
+    return await EmbeddedSpool.open(directory, shard=shard, settings=settings, clock_us=clock_us)
+
+
+async def open_spools(config: Config, shards: Iterable[int]) -> list[Spool]:
+    """Open shards, all or none. Raises StorageError."""
     opened: list[Spool] = []
     try:
         for shard in shards:  # one after the other: each may read a lot
-            directory = shard_directory(config.data_dir, shard)
-            spool = await EmbeddedSpool.open(
-                directory, shard=shard, settings=settings, clock_us=clock_us
-            )
+            spool = await open_spool(config, shard)
             opened.append(spool)
     except BaseException:
         await close_spools(opened)

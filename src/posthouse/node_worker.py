@@ -8,6 +8,7 @@ after `workers` was lowered, what lies in the shards of before still goes home.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -19,13 +20,15 @@ import msgspec
 import posthouse
 from posthouse import node_settings, observe
 from posthouse.config_schema import Config
+from posthouse.errors import ConfigError, StorageError
 from posthouse.interfaces.control import ControlDesk, ControlDoor
 from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
 from posthouse.interfaces.smtp_door import Doorkeeper
 from posthouse.node_control import lists_directory
 from posthouse.node_process import Process, clock_us, run_in_loop
 from posthouse.node_sockets import BACKLOG
-from posthouse.node_spools import close_spools, open_spools, shards_of_worker
+from posthouse.node_spools import close_spools, open_spool, shards_of_worker
+from posthouse.node_turnaway import TurnAway
 from posthouse.ports import Spool
 from posthouse.services.reception import Reception
 from posthouse.services.recipients import Directories
@@ -41,6 +44,9 @@ from posthouse.transports.tls import TlsServer
 LAST_SECONDS: Final = 5.0
 # How long the first mail ever may wait for the first list ever.
 LISTS_SECONDS: Final = 5.0
+# Between attempts to open what could not be opened.
+OWN_SHARD_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 60.0
 
 
 def run_worker(
@@ -59,9 +65,9 @@ def run_worker(
 
     async def work() -> int:
         worker = Worker(config, heartbeat, index=index, workers=workers, listeners=listeners)
-        await worker.open(lists_ready)
-        await worker.process.stopping.wait()
-        await worker.close()
+        if await worker.open(lists_ready):
+            await worker.process.stopping.wait()
+            await worker.close()
         return 70 if worker.process.failed else 0
 
     return run_in_loop(work())
@@ -107,7 +113,10 @@ class Worker:
             [str(server) for server in config.dns.servers] or None,
             lifetime_seconds=config.dns.timeout.total_seconds(),
         )
-        self._tls = _open_tls(config)
+        self._alerts: dict[str, AlertStatus] = {}
+        self._serving = False
+        self._unopened: list[int] = []
+        self._tls = self._try_tls(config)
         self._directories = Directories(
             RecipientIndexes(lists_directory(config.data_dir)),
             [domain.name for domain in config.domains],
@@ -115,11 +124,16 @@ class Worker:
 
     # ------------------------------------------------------------------ life
 
-    async def open(self, lists_ready: Callable[[], bool]) -> None:
-        """Recover the shards, then take mail. Raises StorageError, OSError."""
+    async def open(self, lists_ready: Callable[[], bool]) -> bool:
+        """Recover the shards, then take mail. False when told to stop before. Raises OSError."""
+        first = await self._open_own()
+        if first is None:
+            return False
+        self._spools = [first]
         config = self.process.config
         shards = shards_of_worker(config.data_dir, self._index, self._workers)
-        self._spools = await open_spools(config, shards)
+        self._unopened = shards[1:]
+        await self._open_others()
         self._reception = Reception(
             node_settings.make_reception(config),
             spool=self._spools[0],
@@ -133,24 +147,98 @@ class Worker:
             tls=self._tls,
         )
         self._homeward = [self._make_homeward(spool) for spool in self._spools]
-        self._control = ControlDoor(
-            ControlDesk(
-                self._spools, clock_us=clock_us, status=self._describe, moved=self._on_moved
-            )
+        self._desk = ControlDesk(
+            self._spools, clock_us=clock_us, status=self._describe, moved=self._on_moved
         )
+        self._control = ControlDoor(self._desk)
         await self._control.open(config.data_dir / "run" / f"worker-{self._index}.sock")
         await self._await_lists(lists_ready)
         self._keeper.start()
         for homeward in self._homeward:
             homeward.relay.start()
             homeward.sweeper.start()
+        self._serving = True
         self.process.keep(self._directories.run(), "watching recipient lists")
+        self.process.keep(self._try_again(), "trying again")
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
             self._servers.append(
                 await loop.create_server(self._keeper.make_session, sock=listener, backlog=BACKLOG)
             )
         self.process.serve()
+        return True
+
+    async def _open_own(self) -> Spool | None:
+        """Open the shard that takes new mail; until that works, tell clients to come again.
+
+        None when told to stop before.
+        """
+        process = self.process
+        turn_away: TurnAway | None = None
+        try:
+            while not process.stopping.is_set():
+                try:
+                    return await open_spool(process.config, self._index)
+                except (StorageError, OSError) as error:
+                    text = f"shard {self._index} cannot be opened: {error}"
+                    self._alert("storage", text)
+                if turn_away is None:
+                    turn_away = TurnAway(process.config.hostname)
+                    path = process.config.data_dir / "run" / f"worker-{self._index}.sock"
+                    await turn_away.open(self._listeners, path, self._describe_closed)
+                    process.serve()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.stopping.wait(), OWN_SHARD_SECONDS)
+            await process.end_tasks()
+            return None
+        finally:
+            if turn_away is not None:
+                await turn_away.close()
+            self._alerts.pop("storage", None)
+
+    async def _open_others(self) -> list[Spool]:
+        """Open the shards left by more workers of before; those that fail are told and wait."""
+        fresh: list[Spool] = []
+        for shard in tuple(self._unopened):
+            try:
+                spool = await open_spool(self.process.config, shard)
+            except (StorageError, OSError) as error:
+                self._alert(f"shard {shard}", f"cannot be opened, its mail waits: {error}")
+                continue
+            self._alerts.pop(f"shard {shard}", None)
+            self._unopened.remove(shard)
+            self._spools.append(spool)
+            fresh.append(spool)
+        return fresh
+
+    async def _try_again(self) -> None:
+        """What could not be opened at the start is tried again, for ever."""
+        while True:
+            await asyncio.sleep(AGAIN_SECONDS)
+            if self._tls is None:
+                self._tls = self._keeper.tls = self._try_tls(self.process.config)
+            for spool in await self._open_others():
+                homeward = self._make_homeward(spool)
+                self._homeward.append(homeward)
+                homeward.relay.start()
+                homeward.sweeper.start()
+                self._desk.add(spool)
+
+    def _try_tls(self, config: Config) -> TlsServer | None:
+        """Certificate and key were good when the node started; without them mail is taken too."""
+        try:
+            tls = _open_tls(config)
+        except ConfigError as error:
+            self._alert("tls", f"STARTTLS is not offered: {'; '.join(error.mistakes)}")
+            return None
+        self._alerts.pop("tls", None)
+        return tls
+
+    def _alert(self, kind: str, text: str) -> None:
+        known = self._alerts.get(kind)
+        if known is None or known.text != text:
+            observe.alert(kind, f"worker {self._index}: {text}")
+            self._alerts[kind] = AlertStatus(kind=kind, text=text, since_us=clock_us())
 
     async def _await_lists(self, ready: Callable[[], bool]) -> None:
         """At the very first start: wait a little for the lists rather than say 451."""
@@ -188,8 +276,10 @@ class Worker:
         await asyncio.wait((leaving, hurry), return_when=asyncio.FIRST_COMPLETED)
         if not leaving.done():
             await self._keeper.leave(0)
-            await leaving
         hurry.cancel()
+        (trouble,) = await asyncio.gather(leaving, return_exceptions=True)
+        if isinstance(trouble, BaseException):
+            observe.trouble("master", "sessions did not end in good order", trouble)
         await asyncio.gather(*(one.stop(LAST_SECONDS) for one in self._homeward))
         await self._control.close()
         await close_spools(self._spools)
@@ -199,6 +289,8 @@ class Worker:
 
     async def _reload(self, config: Config) -> None:
         """Put a new configuration in force; what needs a restart the supervisor has told."""
+        if not self._serving:
+            return  # taken up as soon as our shard can be opened
         self._reload_tls(config)
         self._reception.reload(node_settings.make_reception(config))
         self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
@@ -217,6 +309,7 @@ class Worker:
         else:
             self._tls = _open_tls(config)
             self._keeper.tls = self._tls
+        self._alerts.pop("tls", None)
 
     def _on_moved(self) -> None:
         for homeward in self._homeward:
@@ -228,6 +321,16 @@ class Worker:
         return [(name[0], name[1]) for name in names if isinstance(name, tuple)]
 
     # ------------------------------------------------------------------ what operators see
+
+    def _describe_closed(self) -> WorkerStatus:
+        return WorkerStatus(
+            pid=os.getpid(),
+            shards=(),
+            version=posthouse.__version__,
+            started_us=self._started_us,
+            alerts=tuple(self._alerts.values()),
+            intake_problem="; ".join(alert.text for alert in self._alerts.values()),
+        )
 
     def _describe(self) -> WorkerStatus:
         alerts = [alert for homeward in self._homeward for alert in homeward.relay.alerts()]
@@ -251,9 +354,12 @@ class Worker:
                 for homeward in self._homeward
                 for hop in homeward.relay.status()
             ),
-            alerts=tuple(
-                AlertStatus(kind=alert.kind, text=alert.text, since_us=alert.since_us)
-                for alert in alerts
+            alerts=(
+                *self._alerts.values(),
+                *(
+                    AlertStatus(kind=alert.kind, text=alert.text, since_us=alert.since_us)
+                    for alert in alerts
+                ),
             ),
             intake_problem=self._spools[0].intake_problem(),
             recipients={

@@ -85,6 +85,10 @@ class ControlDesk:
         self._status = status
         self._moved = moved
 
+    def add(self, spool: Spool) -> None:
+        """Answer from this shard too, from now on."""
+        self._spools[spool.shard] = spool
+
     async def answer(self, request: Request) -> AsyncGenerator[Reply, None]:
         """Yield the replies to one request; failures are replies too."""
         try:
@@ -153,7 +157,7 @@ class ControlDesk:
 
     async def _count(self) -> Totals:
         found: list[DomainTotals] = []
-        for spool in self._spools.values():
+        for spool in tuple(self._spools.values()):
             found += await spool.totals()
         return Totals(tuple(found))
 
