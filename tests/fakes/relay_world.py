@@ -106,12 +106,17 @@ class World:
         self.relay.start()
         await turn_over()
 
-    async def accept(self, *addresses: str, body: bytes = b"Subject: x\r\n\r\nx\r\n") -> int:
+    async def accept(
+        self,
+        *addresses: str,
+        body: bytes = b"Subject: x\r\n\r\nx\r\n",
+        sender: str = "from@client.example",
+    ) -> int:
         """Take one message as reception does; returns its queue id."""
         incoming = self.spool.begin()
         incoming.write(body)
         envelope = Envelope(
-            sender="from@client.example",
+            sender=sender,
             recipients=tuple(
                 Recipient(address=a, domain=a.rpartition("@")[2])
                 for a in addresses or ("user@example.com",)

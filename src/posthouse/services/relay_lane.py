@@ -6,7 +6,9 @@ This is the hot path of a drain: plain functions, no task per message.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from posthouse import observe
 from posthouse.domain.outcome import Fate, classify_reply, dsn_code, enhanced_code
@@ -25,6 +27,12 @@ from posthouse.ports import (
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import ReadyQueue
 
+_LATE_STAGES: Final = frozenset({"rcpt", "data", "dot"})
+
+
+def _too_many(result: RecipientResult) -> bool:
+    return result.code in (452, 552) and enhanced_code(result.text) in ("", "4.5.3", "5.5.3")
+
 
 class Owner(Protocol):
     """What a lane tells its route."""
@@ -38,8 +46,10 @@ class Owner(Protocol):
     def delivered(self) -> None:
         """At least one recipient was accepted."""
 
-    def refused(self, relay: str, reply: str) -> None:
-        """MAIL was answered with a 5xx that is about us."""
+    refused_senders: dict[str, tuple[int, str]]
+
+    def refused(self, relay: str, reply: str, sender: str, *, permanent: bool) -> None:
+        """MAIL of `sender` was refused; it is not clear whether we or the sender were meant."""
 
     def stumbled(self, why: str) -> None:
         """A MAIL or a session failed before anything was delivered."""
@@ -99,6 +109,8 @@ class Lane:
         if self.session is None or self.leaving:
             return None
         transaction = self.owner.queue.pop()
+        if transaction is not None and self.owner.refused_senders:
+            transaction = self._pass_over(transaction)
         if transaction is None:
             if not self.resting:
                 self.resting = True
@@ -106,6 +118,22 @@ class Lane:
             return None
         self.outstanding += 1
         self.quiet_ticks = 0
+        return transaction
+
+    def _pass_over(self, transaction: Transaction | None) -> Transaction | None:
+        """Defer what comes from senders that were refused a moment ago; the next from others."""
+        owner = self.owner
+        now_us = owner.means.clock_us()
+        while transaction is not None:
+            message = transaction.message
+            until_us, reply = owner.refused_senders.get(message.envelope_sender, (0, ""))
+            if until_us <= now_us:
+                owner.refused_senders.pop(message.envelope_sender, None)
+                break
+            for recipient in message.recipients:
+                self._defer(message, recipient, "its sender was refused a moment ago", reply)
+            owner.queue.forget_body(transaction)
+            transaction = owner.queue.pop()
         return transaction
 
     def finished(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:
@@ -118,17 +146,24 @@ class Lane:
             self._settle(message, recipients[0], results[0])
         else:
             by_seq = {recipient.seq: recipient for recipient in recipients}
+            crowd = self._requeue_crowd(transaction, results)
             for result in results:
+                if result.seq in crowd:
+                    del by_seq[result.seq]
                 recipient = by_seq.pop(result.seq, None)
                 if recipient is not None:
                     self._settle(message, recipient, result)
             for recipient in by_seq.values():
                 self._defer(message, recipient, "no reply for this recipient", "")
+            if crowd:  # the same body goes on with them
+                return
         owner.queue.forget_body(transaction)
-        if not results:
+        if not results or results[0].code < 300:
             return
         if results[0].stage == "mail":
-            self._judge_mail(results[0])
+            self._judge_mail(results[0], message.envelope_sender)
+        elif results[0].stage in _LATE_STAGES:
+            self._judge_late(results)
         elif results[0].stage == "damaged":
             queue_id = format_queue_id(message.queue_id)
             observe.alert("damaged", f"{queue_id} is held: {results[0].text}", queue_id=queue_id)
@@ -174,14 +209,50 @@ class Lane:
             return
         self._defer(message, recipient, f"deferred by {self.relay}", reply, dsn_code(code, text))
 
-    def _judge_mail(self, result: RecipientResult) -> None:
+    def _requeue_crowd(
+        self, transaction: Transaction, results: Sequence[RecipientResult]
+    ) -> set[int]:
+        """Offer at once again those that were too many for one transaction (RFC 5321 §4.5.3.1.10).
+
+        Only where others of it were delivered, so each round is smaller. Returns their seqs.
+        """
+        if not any(result.code < 300 for result in results):
+            return set()
+        crowd = {r.seq for r in results if r.stage == "rcpt" and _too_many(r)}
+        if crowd:
+            message = transaction.message
+            rest = tuple(r for r in message.recipients if r.seq in crowd)
+            crowd = {r.seq for r in rest}
+            self.owner.means.ledger.forget_removal(message.queue_id)
+            self.owner.queue.put_front(
+                Transaction(
+                    message=msgspec.structs.replace(message, recipients=rest),
+                    body=transaction.body,
+                )
+            )
+        return crowd
+
+    def _judge_mail(self, result: RecipientResult, sender: str) -> None:
         """MAIL was refused: does that tell of the next hop?"""
         fate = classify_reply(result.code, result.text, "mail")
+        enhanced = enhanced_code(result.text)
         if fate is Fate.BLOCKED:
-            self.owner.refused(self.relay, result.text)
-        elif fate is Fate.DEFERRED and not enhanced_code(result.text).startswith("4.1."):
-            # 4.1.x is about this sender (RFC 3463 §3.2), all else about the peer.
+            self.owner.refused(self.relay, result.text, sender, permanent=True)
+        elif fate is not Fate.DEFERRED or enhanced.startswith("4.1."):
+            pass  # 4.1.x is about this sender (RFC 3463 §3.2)
+        elif enhanced.startswith("4.7.") or (not enhanced and result.code in (450, 451)):
+            self.owner.refused(self.relay, result.text, sender, permanent=False)
+        else:
             self.owner.stumbled(f"{self.relay}: {result.text}")
+
+    def _judge_late(self, results: Sequence[RecipientResult]) -> None:
+        """A body went for nothing: is the peer's system in trouble (x.3.x, RFC 3463 §3.4)?"""
+        for result in results:
+            if result.stage != "rcpt":
+                enhanced = enhanced_code(result.text)
+                if enhanced.startswith("4.3.") or (not enhanced and 450 <= result.code <= 459):
+                    self.owner.stumbled(f"{self.relay}: {result.text}")
+                return
 
     def _defer(
         self,

@@ -102,6 +102,10 @@ class Ledger:
         """Note that all recipients of a message are in hand: its removal can be logged."""
         self._whole.add(queue_id)
 
+    def forget_removal(self, queue_id: int) -> None:
+        """Note that some recipients go on after others were settled: no removal can be told."""
+        self._whole.discard(queue_id)
+
     def watch(self) -> set[Key]:
         """Start noting what gets settled: a claim under way may still show it as waiting."""
         settled: set[Key] = set()

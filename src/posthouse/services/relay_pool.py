@@ -26,6 +26,11 @@ MESSAGES_PER_SESSION: Final = 4
 MAX_STUMBLES: Final = 5
 """Sessions that broke, or MAILs that were deferred, in a row before anything was delivered."""
 
+MAX_SENDERS: Final = 1000
+SENDER_US: Final = 60_000_000
+FULL_ROUNDS: Final = 5  # 1, 2, 4, 8, 16, then 32 senders a probe; only then do delays double
+CALM_US: Final = 600_000_000  # without a probe about senders: the next refusal asks at once
+
 MAX_STRIKES: Final = 1000
 """Messages remembered for having come back without an outcome."""
 
@@ -44,8 +49,8 @@ class Leader(Protocol):
     def failed(self, failures: Failures) -> None:
         """No target took us, and no session is open."""
 
-    def refused_at_mail(self, why: str, refusals: int) -> None:
-        """MAIL got a 5xx that is about us, `refusals` times since the last delivery."""
+    def refused_at_mail(self, why: str, refusals: int, *, permanent: bool) -> None:
+        """MAILs were refused that a probe must explain; `refusals` >= 1 sets its delay."""
 
     def lost(self, why: str) -> None:
         """Nothing gets through, or we failed ourselves."""
@@ -66,7 +71,11 @@ class SessionPool:
         self._stuck: Transaction | None = None
         self._tick_timer: Timer | None = None
         self._stumbles = 0
-        self._refusals = 0
+        self.refused_senders: dict[str, tuple[int, str]] = {}  # until when, and the reply
+        self._doubted: dict[str, int] = {}  # senders refused at least once, until when it counts
+        self._refusals = 0  # of distinct senders, since a delivery or the last round
+        self._rounds = 0  # how often a probe was asked to explain them
+        self._round_us = 0
         self._strikes: dict[int, int] = {}
         self._unreachable: dict[Target, int] = {}
         self._openers: set[asyncio.Task[None]] = set()
@@ -120,12 +129,44 @@ class SessionPool:
     def delivered(self) -> None:
         """See `relay_lane.Owner`."""
         self._stumbles = self._refusals = 0
+        if self._rounds > FULL_ROUNDS:
+            self._rounds = FULL_ROUNDS
 
-    def refused(self, relay: str, reply: str) -> None:
-        """See `relay_lane.Owner`."""
-        if self.queue.is_open:
-            self._refusals += 1
-            self._leader.refused_at_mail(f"{relay} refuses MAIL: {reply}", self._refusals)
+    def refused(self, relay: str, reply: str, sender: str, *, permanent: bool) -> None:
+        """See `relay_lane.Owner`.
+
+        The first refusal stops the drain for a quick probe with the null sender. Where that
+        passes, senders are meant: one refused twice is passed over for a minute, and twice as
+        many as before may be refused until the next probe.
+        """
+        now_us = self.means.clock_us()
+        known = self._doubted.get(sender, 0) > now_us
+        senders = self.refused_senders
+        if known:
+            if len(senders) >= MAX_SENDERS:
+                del senders[next(iter(senders))]
+            senders[sender] = (now_us + SENDER_US, reply)
+        if len(self._doubted) >= MAX_SENDERS:
+            del self._doubted[next(iter(self._doubted))]
+        self._doubted[sender] = now_us + 2 * SENDER_US
+        if known or not self.queue.is_open:
+            return
+        if now_us - self._round_us > CALM_US:
+            self._rounds = 0
+        self._refusals += 1
+        full_rounds = min(self._rounds, FULL_ROUNDS)
+        if self._refusals >= max(1 << full_rounds, 1 if permanent else MAX_STUMBLES):
+            self._refusals = 0
+            self._rounds += 1
+            self._round_us = now_us
+            delays = max(1, self._rounds - FULL_ROUNDS)
+            why = f"{relay} refuses MAIL: {reply}"
+            self._leader.refused_at_mail(why, delays, permanent=permanent)
+
+    def forget_refusals(self) -> None:
+        """Try every sender again."""
+        self.refused_senders.clear()
+        self._doubted.clear()
 
     def stumbled(self, why: str) -> None:
         """See `relay_lane.Owner`."""
@@ -237,8 +278,10 @@ class SessionPool:
     def _ended(self, lane: Lane, end: SessionEnd) -> None:
         said = end.reply_text or end.failure or ""
         if end.stage == "mail" and end.reply_code:  # `finished` told the rest of it already
-            if 500 <= end.reply_code <= 599:
-                self.refused(lane.relay, said)
+            if 500 <= end.reply_code <= 599 and self.queue.is_open:
+                self._leader.refused_at_mail(
+                    f"{lane.relay} refuses MAIL: {said}", 1, permanent=True
+                )
         elif not lane.served:
             self.stumbled(f"{lane.relay}: {said}")
 

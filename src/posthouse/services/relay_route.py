@@ -69,6 +69,7 @@ class Route:
 
     def retry(self) -> None:
         """Look again now: probe if not up, else read the queue from its oldest row."""
+        self.pool.forget_refusals()
         if not self.health.flowing:
             self._probe_now()
         elif not self._retired:
@@ -137,10 +138,11 @@ class Route:
         permanent = all(failure.permanent for _, failure in failures)
         self._change(Event.REFUSED if permanent else Event.LOST, "; ".join(told))
 
-    def refused_at_mail(self, why: str, refusals: int) -> None:
+    def refused_at_mail(self, why: str, refusals: int, *, permanent: bool) -> None:
         """See `relay_pool.Leader`. A probe soon tells whether we or one sender were meant."""
         interval_us = self.means.settings.probe_interval_us
-        self._change(Event.REFUSED, why, quick_probe_delay_us(interval_us, refusals))
+        event = Event.REFUSED if permanent else Event.LOST
+        self._change(event, why, quick_probe_delay_us(interval_us, refusals))
 
     def lost(self, why: str) -> None:
         """See `relay_pool.Leader`."""

@@ -279,3 +279,54 @@ async def test_a_damaged_message_is_held_with_an_alert(
     assert "damaged" in row.reason
     assert alerts == ["damaged"]
     assert len(world.peer().received) == 1
+
+
+@pytest.mark.parametrize("text", ["550 5.7.1 SPF fail", "451 sender verify failed"])
+@pytest.mark.parametrize("senders", [1, 40])
+async def test_refused_senders_do_not_stop_others(world: World, text: str, senders: int) -> None:
+    """Forty refused messages before a hundred good ones cost seconds, whoever sent them."""
+
+    def reply(transaction: Transaction) -> Sequence[RecipientResult]:
+        if transaction.message.queue_id in bad:
+            return answer_with(int(text[:3]), text[4:], "mail")(transaction)
+        return accept(transaction)
+
+    world.peer().reply = reply
+    bad = [await world.accept(sender=f"bad{i % senders}@x.example") for i in range(40)]
+    good = await world.accept_many(100)
+    await world.start()
+    await world.timers.advance(10)
+    assert set(world.peer().delivered) == set(good)
+    assert {queue_id for queue_id, _ in await world.rows()} == set(bad)
+
+
+@pytest.mark.parametrize("stage", ["data", "dot"])
+async def test_bodies_refused_for_want_of_room_mark_the_next_hop_down(
+    world: World, stage: str
+) -> None:
+    """A full disk that shows after DATA only does not cost every body of the queue."""
+    world.peer().reply = answer_with(452, "4.3.1 insufficient storage", stage)
+    await world.accept_many(200)
+    await world.start()
+    await turn_over()
+    assert world.state() is HopState.DOWN
+    assert len(world.peer().received) <= 7
+
+
+async def test_too_many_recipients_go_on_at_once(world: World) -> None:
+    """Recipients beyond the peer's limit of one transaction are offered again without delay."""
+
+    def reply(transaction: Transaction) -> Sequence[RecipientResult]:
+        return [
+            RecipientResult(r.seq, 250, "2.0.0 ok", "dot")
+            if at < 4
+            else RecipientResult(r.seq, 452, "4.5.3 too many recipients", "rcpt")
+            for at, r in enumerate(transaction.message.recipients)
+        ]
+
+    world.peer().reply = reply
+    await world.start()
+    await world.accept(*(f"u{i}@example.com" for i in range(10)))
+    await turn_over()
+    assert [len(t.message.recipients) for t in world.peer().received] == [10, 6, 2]
+    assert await world.rows() == {}
