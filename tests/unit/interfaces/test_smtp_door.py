@@ -485,6 +485,23 @@ async def test_client_that_never_reads_is_torn_down() -> None:
         client.writer.transport.abort()
 
 
+async def test_closing_is_bounded() -> None:
+    """A closed session whose last octets nobody fetches is torn down some seconds later."""
+    async with open_door(MemorySpool()) as (keeper, port), talk(port) as client:
+        await client.hear()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        session = next(iter(keeper.sessions))
+        assert session._transport is not None
+        session._transport.write(b"x" * (1 << 25))
+        session._close()
+        now = asyncio.get_running_loop().time()
+        session.check_time(now)
+        assert session._transport.get_write_buffer_size()
+        session.check_time(now + 60)
+        await until(lambda: not keeper.sessions)
+        client.writer.transport.abort()
+
+
 async def test_end_of_the_grace_waits_for_the_disk() -> None:
     """A message being stored when the grace ends is answered 250, and the session then closed."""
     spool = SlowSpool()
