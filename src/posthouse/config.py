@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from posthouse.config_checks import Findings, check_whole
+from posthouse.config_checks import Findings, check_whole, open_regular
 from posthouse.config_locator import Path as KeyPath
 from posthouse.config_locator import locate_keys
 from posthouse.config_schema import (
@@ -40,18 +40,20 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 _BARE_WORD = re.compile(r"""=\s*[^\s"'\[{\d#]""")
 
 
-def load(file: str | Path, *, lists_may_wait: bool = False) -> Config:
+def load(file: str | Path, *, lists_may_wait: bool = False, check_files: bool = True) -> Config:
     """Read and check a configuration file. Raises ConfigError with all its mistakes.
 
     lists_may_wait: a recipients file that cannot be read is a warning only. A node
     starts all the same, with the list of before in force: one lost file of one
     domain is no reason to turn away the mail of all.
+    check_files: False for operators' commands, which need none of the files named.
     """
     path = Path(file)
     text = _read_text(path)
     table = _parse_toml(path, text)
     findings = Findings(str(path), locate_keys(text))
     findings.lists_may_wait = lists_may_wait
+    findings.check_files = check_files
     config = _build(table, path.absolute(), findings)
     if findings.mistakes or config is None:
         raise ConfigError(findings.sorted_mistakes())
@@ -60,7 +62,7 @@ def load(file: str | Path, *, lists_may_wait: bool = False) -> Config:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(
@@ -92,6 +94,14 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
         else:
             remedy = "see toml.io for how to write it"
         raise ConfigError([f"{path}:{line}: syntax: {what}; {remedy}"]) from error
+    except RecursionError as error:
+        raise ConfigError(
+            [f"{path}: syntax: nested too deeply; nothing here needs more than two levels"]
+        ) from error
+    except ValueError as error:  # of a number with thousands of digits
+        raise ConfigError(
+            [f"{path}: syntax: a number with thousands of digits; write a smaller one"]
+        ) from error
 
 
 # --------------------------------------------------------------------------- sections
@@ -163,12 +173,15 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
         if section and folded not in known and any(key.name == folded for key in keys):
             brackets = "[[domain]]" if section == "domain" else f"[{section}]"
             return f"it belongs below {brackets}"
-    for near in difflib.get_close_matches(folded, known, n=1, cutoff=0.5):
+    for near in difflib.get_close_matches(folded, known, n=1, cutoff=0.7):
         return f"did you mean {near}?"
     for section, keys in SECTIONS.items():
         names = [key.name for key in keys]
         for near in difflib.get_close_matches(folded, names, n=1, cutoff=0.75):
-            return f"did you mean {f'{section}.' if section else ''}{near}?"
+            if not section:
+                return f"did you mean {near}, above all tables?"
+            brackets = "[[domain]]" if section == "domain" else f"[{section}]"
+            return f"did you mean {near}, below {brackets}?"
     return "remove it (docs/configuration.md lists all keys)"
 
 

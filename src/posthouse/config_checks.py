@@ -6,12 +6,13 @@ Writes nothing and asks nobody.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from posthouse.config_locator import Path as KeyPath
 
@@ -23,6 +24,7 @@ class Findings:
         self.file = file
         self.lines = lines
         self.lists_may_wait = False
+        self.check_files = True
         self.mistakes: list[tuple[int, str]] = []
         self.warnings: list[tuple[int, str]] = []
 
@@ -62,9 +64,11 @@ def check_whole(
     _check_domains(domains, findings)
     _check_next_hops(top, sections, domains, findings)
     _check_certificate(sections["smtp"], findings)
-    if sections["relay"]["ca_file"] is not None:
-        _check_readable(("relay", "ca_file"), sections["relay"]["ca_file"], findings.wrong)
-    _check_user(top["user"], findings)
+    if findings.check_files:
+        if sections["relay"]["ca_file"] is not None:
+            _check_readable(("relay", "ca_file"), sections["relay"]["ca_file"], findings.wrong)
+        _check_user(top["user"], findings)
+        _check_places(top["data_dir"], sections["log"]["to"], findings)
     names = {domain["name"] for domain in domains if domain["name"]}
     if top["contact"] is not None:
         at = top["contact"].rpartition("@")[2]
@@ -85,6 +89,22 @@ def _check_user(name: str | None, findings: Findings) -> None:
         findings.wrong(("user",), f"there is no user {name}", "create it or name another")
 
 
+def _check_places(data_dir: Path | None, log: str | None, findings: Findings) -> None:
+    """What is there must be of the right kind; what is not will be made."""
+    if data_dir is not None:
+        there = next((path for path in (data_dir, *data_dir.parents) if path.exists()), None)
+        if there is not None and not there.is_dir():
+            findings.wrong(("data_dir",), f"{there} is not a directory", "name another place")
+    if log is not None and log.startswith("/"):
+        # A node that starts logs to stderr instead: no reason to turn mail away.
+        tell = findings.warn if findings.lists_may_wait else findings.wrong
+        parent = os.path.dirname(log)
+        if os.path.isdir(log):
+            tell(("log", "to"), f"{log} is a directory", "name a file in it")
+        elif not os.path.isdir(parent):
+            tell(("log", "to"), f"{parent} is not a directory", "make it first")
+
+
 def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
     first: dict[str, int] = {}
     for index, domain in enumerate(domains):
@@ -96,6 +116,8 @@ def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
             )
         path = ("domain", index, "recipients")
         if domain["recipients"] is not None:
+            if not findings.check_files:
+                continue
             tell = findings.warn if findings.lists_may_wait else findings.wrong
             _check_readable(path, domain["recipients"], tell)
         elif path not in findings.lines and domain["when_unknown"] == "defer":
@@ -133,12 +155,24 @@ def _check_next_hops(
 
 def _check_readable(path: KeyPath, file: Path, tell: Callable[[KeyPath, str, str], None]) -> bool:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             stream.read(1)
     except OSError as error:
         tell(path, f"{file} cannot be read: {error.strerror}", "name a readable file")
         return False
     return True
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file; anything else, such as a named pipe, would have us wait.
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(fd, "rb")
 
 
 def _check_certificate(smtp: dict[str, Any], findings: Findings) -> None:
@@ -147,7 +181,7 @@ def _check_certificate(smtp: dict[str, Any], findings: Findings) -> None:
         path = ("smtp", name)
         if smtp[name] is None and smtp[other] is not None and path not in findings.lines:
             findings.wrong(path, f"is missing beside {other}", "STARTTLS needs both")
-    if certificate is None or key is None:
+    if certificate is None or key is None or not findings.check_files:
         return
     readable = _check_readable(("smtp", "certificate"), certificate, findings.wrong)
     if not _check_readable(("smtp", "private_key"), key, findings.wrong) or not readable:

@@ -21,10 +21,10 @@ from posthouse.mail.address import normalize_domain
 
 Read = Callable[[Any], Any]
 
-_DURATION = re.compile(r"(?:\d+(?:ms|[smhdw]))+")
-_DURATION_PART = re.compile(r"(\d+)(ms|[smhdw])")
+_DURATION = re.compile(r"(?:[0-9]{1,12}(?:ms|[smhdw])){1,12}")
+_DURATION_PART = re.compile(r"([0-9]+)(ms|[smhdw])")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_SIZE = re.compile(r"(\d+) ?([kmgt]?i?b)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18}) ?([kmgt]?i?b)", re.IGNORECASE)
 _FACTORS = {
     "b": 1,
     **{f"{prefix}b": 1000**i for i, prefix in enumerate("kmgt", 1)},

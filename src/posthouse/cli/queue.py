@@ -47,7 +47,7 @@ def open_desks(context: click.Context) -> Iterator[Desks]:
     """Connect to the node, or open its shards when none runs."""
     from posthouse.node_desks import connect_desks
 
-    config = load(find_config(context.obj), lists_may_wait=True)
+    config = load(find_config(context.obj), check_files=False)
     with connect_desks(config) as (connections, live), Desks(connections, live=live) as desks:
         yield desks
 

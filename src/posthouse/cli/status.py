@@ -31,7 +31,7 @@ def status(config_file: Path | None, as_json: bool) -> int:
     """One screen: domains, next hops, queue, recipient lists, alerts."""
     from posthouse.node_desks import connect_desks
 
-    config = load(find_config(config_file), lists_may_wait=True)
+    config = load(find_config(config_file), check_files=False)
     with connect_desks(config) as (connections, live), Desks(connections, live=live) as desks:
         totals = merge_totals(desks.totals())
         workers = desks.status() if live else []
@@ -138,7 +138,7 @@ def _domain_documents(
 ) -> Iterator[dict[str, Any]]:
     """The configured domains first, then those that only have mail left."""
     configured = [domain.name for domain in config.domains]
-    lists = workers[0].recipients if workers else {}
+    lists = next((worker.recipients for worker in workers if worker.recipients), {})
     for name in dict.fromkeys((*configured, *sorted(totals))):
         row = totals.get(name)
         yield {

@@ -7,6 +7,7 @@ nothing: the index of before stays where it is.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
@@ -22,6 +23,7 @@ MAX_FILE_BYTES: Final = 2 << 30
 MAX_PROBLEM: Final = 4000  # characters of what is wrong with a file that `status` shows
 MAX_RECIPIENTS: Final = 50_000_000  # what a roster may hold
 _READ_BYTES: Final = 1 << 20
+_MAX_NAME: Final = 200  # of the 255 octets that a file name may have
 
 
 class RecipientIndexes:
@@ -90,12 +92,11 @@ class RecipientIndexes:
     def keep_only(self, domains: Collection[str]) -> None:
         """Take every other domain's list out of force. Raises StorageError."""
         with storage_errors(self._directory):
-            for path in self._directory.glob("*.idx"):
-                if path.name.removesuffix(".idx") not in domains:
-                    path.unlink(missing_ok=True)
-            for path in self._directory.glob("*.problem"):
-                if path.name.removesuffix(".problem") not in domains:
-                    path.unlink(missing_ok=True)
+            names = set(map(_file_name, domains))
+            for suffix in (".idx", ".problem"):
+                for path in self._directory.glob(f"*{suffix}"):
+                    if path.name.removesuffix(suffix) not in names:
+                        path.unlink(missing_ok=True)
 
     def set_problem(self, domain: str, problem: str) -> None:
         """Leave word for `status`; it is no loss when a full disk forgets it."""
@@ -116,10 +117,17 @@ class RecipientIndexes:
             return ""
 
     def _problem_path(self, domain: str) -> Path:
-        return self._directory / f"{domain}.problem"
+        return self._directory / f"{_file_name(domain)}.problem"
 
     def _path(self, domain: str) -> Path:
-        return self._directory / f"{domain}.idx"
+        return self._directory / f"{_file_name(domain)}.idx"
+
+
+def _file_name(domain: str) -> str:
+    """The domain; of one too long for a file name with its suffix, its beginning and a digest."""
+    if len(domain) <= _MAX_NAME:
+        return domain
+    return f"{domain[:100]}-{hashlib.blake2b(domain.encode(), digest_size=16).hexdigest()}"
 
 
 def check_recipients(domain: str, source: str) -> RecipientFile:

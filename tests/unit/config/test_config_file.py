@@ -65,7 +65,7 @@ MISTAKES = [
     ('hostname = "mx2"\n' + SMALLEST.split("\n", 1)[1], "1: hostname: "),
     (SMALLEST.replace("hostname", "host_name"), "1: host_name: unknown key; did you mean hostname?"),
     ("max_errors = 5\n" + SMALLEST, "1: max_errors: unknown key; it belongs below [smtp]"),
-    ("keepfor = 5\n" + SMALLEST, "1: keepfor: unknown key; did you mean domain.keep_for?"),
+    ("keepfor = 5\n" + SMALLEST, "1: keepfor: unknown key; did you mean keep_for, below [[domain]]?"),
     ("[smpt]\n" + SMALLEST, "1: smpt: unknown table; did you mean smtp?"),
     (SMALLEST + "[https]\nlisten = []\n", "4: https: unknown table; "),
     ('user = "no-such-user"\n' + SMALLEST, "1: user: there is no user no-such-user; create it"),
@@ -212,3 +212,41 @@ def test_the_annotated_example_is_valid_and_whole(tmp_path: Path) -> None:
     for section, keys in SECTIONS.items():
         for key in keys:
             assert f"\n{key.name} " in loud.replace("\n#", "\n"), f"{section}.{key.name}"
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("workers = " + "9" * 5000, "thousands of digits"),
+        ('shutdown_grace = "' + "9" * 5000 + 's"', "shutdown_grace: "),
+        ('data_dir = "file/data"', "data_dir: .*file is not a directory"),
+        ('lisen = ["127.0.0.1:25"]', r"did you mean listen, below \[smtp\]"),
+        ('log.to = "."', "is a directory"),
+        ("zzqy = 1", "remove it"),
+    ],
+)
+def test_oddities_are_mistakes_too(tmp_path: Path, head: str, told: str) -> None:
+    """Depth, endless numbers and places of the wrong kind are told like any mistake."""
+    (tmp_path / "file").write_text("")
+    file = tmp_path / "odd.toml"
+    file.write_text(f'{head}\nhostname = "mx2.example.net"\n[[domain]]\nname = "example.com"\n')
+    with pytest.raises(ConfigError, match=told):
+        load(file)
+
+
+def test_a_named_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """As configuration, list or certificate it is a mistake; commands need no such files."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load(pipe)
+    file = tmp_path / "posthouse.toml"
+    file.write_text(
+        'hostname = "mx2.example.net"\n[smtp]\ncertificate = "pipe"\nprivate_key = "pipe"\n'
+        '[[domain]]\nname = "example.com"\nrecipients = "pipe"\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert len(caught.value.mistakes) == 3
+    assert load(file, check_files=False).domains[0].name == "example.com"
