@@ -57,6 +57,7 @@ class FakePeer:
         self.hold = False
         self.depth = 1
         self.gate: asyncio.Event | None = None
+        self.probe_gate: asyncio.Event | None = None
         self.connecting = 0
         self.connects = 0
         self.probes = 0
@@ -190,6 +191,8 @@ class FakeConnector:
         peer = self.peer(target.address)
         peer.probes += 1
         self.targets.append(target)
+        if peer.probe_gate is not None:
+            await peer.probe_gate.wait()
         await asyncio.sleep(0)
         if peer.probe_failure is not None:
             raise peer.probe_failure

@@ -102,6 +102,11 @@ def probe_delay_us(interval_us: int, roll: Callable[[], float]) -> int:
     return int(interval_us * (0.9 + 0.2 * roll()))
 
 
+def patience_seconds(interval_us: int) -> float:
+    """How long one place may take to greet, or to answer a probe, before the next is tried."""
+    return max(5.0, interval_us / 1e6)
+
+
 def quick_probe_delay_us(interval_us: int, refusals: int) -> int:
     """The delay after a MAIL was refused with 5xx: a second, doubled by each refusal in a row.
 

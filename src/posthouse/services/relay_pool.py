@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol
 
+from posthouse.domain.nexthop import patience_seconds
 from posthouse.errors import NextHopFailure
 from posthouse.ports import Session, SessionEnd, Target, Transaction
 from posthouse.services.relay_lane import Lane
@@ -241,12 +242,17 @@ class SessionPool:
         self, targets: Sequence[Target], failures: list[tuple[Target, NextHopFailure]]
     ) -> tuple[Lane, Session] | None:
         """Connect to the first target that greets us; failures are added to the list."""
+        seconds = patience_seconds(self.means.settings.probe_interval_us)
         for target in self._lucky_first(targets):
             if not self.queue.is_open:
                 return None
             lane = Lane(self, target)
             try:
-                return lane, await self.means.connector.connect(target, lane)
+                try:
+                    async with asyncio.timeout(seconds):
+                        return lane, await self.means.connector.connect(target, lane)
+                except TimeoutError:
+                    raise NextHopFailure("slow to greet", stage="greeting") from None
             except NextHopFailure as failure:
                 failures.append((target, failure))
                 self._unreachable[target] = (

@@ -19,6 +19,7 @@ from posthouse.domain.nexthop import (
     HostPort,
     State,
     move,
+    patience_seconds,
     probe_delay_us,
     quick_probe_delay_us,
 )
@@ -52,6 +53,7 @@ class Route:
         self._tasks: set[asyncio.Task[None]] = set()
         self._probe_timer: Timer | None = None
         self._probing = False
+        self._probe_task: asyncio.Task[None] | None = None
         self._next_probe_us: int | None = None
         self._retired = False
 
@@ -71,6 +73,9 @@ class Route:
         """Look again now: probe if not up, else read the queue from its oldest row."""
         self.pool.forget_refusals()
         if not self.health.flowing:
+            if self._probe_task is not None:  # one that hangs must not outlast a person's wish
+                self._probe_task.cancel()
+                self._probe_task, self._probing = None, False
             self._probe_now()
         elif not self._retired:
             self.queue.close()
@@ -178,10 +183,11 @@ class Route:
         elif not way.obstacle.temporary:  # what is open is still right when DNS is unwell
             self.obstructed(way)
 
-    def _start(self, work: Coroutine[Any, Any, None], what: str) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         task = self.means.start(work, f"{self.key}: {what}", self.lost)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # ------------------------------------------------------------------ probing
 
@@ -201,15 +207,21 @@ class Route:
             self._probe_timer.cancel()
             self._probe_timer = None
         self._probing = True
-        self._start(self._probe(), "probe")
+        self._probe_task = self._start(self._probe(), "probe")
 
     async def _probe(self) -> None:
+        seconds = patience_seconds(self.means.settings.probe_interval_us)
+        this = self._probe_task
         try:
             way = await self.find_way()
             failures = []
             for target in way.targets:
                 try:
-                    await self.means.connector.probe(target)
+                    try:
+                        async with asyncio.timeout(seconds):
+                            await self.means.connector.probe(target)
+                    except TimeoutError:
+                        raise NextHopFailure("no answer to a probe", stage="session") from None
                 except NextHopFailure as failure:
                     failures.append((target, failure))
                 else:
@@ -217,7 +229,8 @@ class Route:
                     self._change(Event.GREETED, f"{target.host}[{target.address}] answers")
                     return
         finally:
-            self._probing = False
+            if self._probe_task is this:
+                self._probing = False
         if way.obstacle is not None:
             self.obstructed(way)
         else:

@@ -12,6 +12,7 @@ from fakes.resolver import FakeResolver
 from fakes.timers import turn_over
 from posthouse.domain.nexthop import HostPort, State
 from posthouse.ports import SessionEnd, Target
+from posthouse.services import relay_pool
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 
 SETTINGS = RelaySettings(own_names=frozenset({"mx2.example.net"}), concurrency=4)
@@ -339,3 +340,33 @@ async def test_sessions_lost_at_mail_mark_it_down() -> None:
         await turn_over()
     assert world.state() is State.DOWN
     assert world.peer().connects <= 12
+
+
+async def test_retry_supersedes_a_probe_that_hangs() -> None:
+    """A probe nobody answers does not outlast an operator's wish to try now."""
+    world = World({"example.com": fixed(PRIMARY)}, SETTINGS)
+    world.peer().down()
+    queue_id = await world.accept()
+    await world.start()
+    world.peer().probe_gate = asyncio.Event()
+    await world.timers.advance(34)
+    assert world.peer().probes == 1
+    world.peer().probe_gate = None
+    world.peer().up()
+    world.relay.retry()
+    await turn_over()
+    assert world.peer().delivered == [queue_id]
+
+
+async def test_a_place_that_never_greets_does_not_hold_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mail goes to the second place though the first one takes the connection and is silent."""
+    world = World({"example.com": fixed(PRIMARY, OTHER)}, SETTINGS)
+    world.peer(PRIMARY).gate = asyncio.Event()
+    monkeypatch.setattr(relay_pool, "patience_seconds", lambda interval_us: 0.05)
+    queue_id = await world.accept()
+    await world.start()
+    while not world.peer(OTHER).delivered:  # the suite's time-out bounds it
+        await asyncio.sleep(0)
+    assert world.peer(OTHER).delivered == [queue_id]

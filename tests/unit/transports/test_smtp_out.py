@@ -250,6 +250,7 @@ async def test_probe_asks_for_mail_and_leaves(connector: SmtpConnector) -> None:
     """A probe goes as far as MAIL FROM:<>, then leaves in good order."""
     async with ScriptedPeer() as peer:
         await connector.probe(target_of(peer))
+        await peer.wait_command("QUIT")
         assert peer.commands == ["EHLO mx2.example.net", "MAIL FROM:<>", "RSET", "QUIT"]
 
 
