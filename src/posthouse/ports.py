@@ -233,7 +233,10 @@ class Spool(Protocol):
         """
 
     async def queued_domains(self) -> Mapping[str, int]:
-        """Every domain with a QUEUED row → its earliest due_us. Costs by domains, not by rows."""
+        """Every domain with a QUEUED row → its earliest due_us. Costs by domains, not by rows.
+
+        What a claim would give is due now at the latest, also when the clock was set back.
+        """
 
     async def expire(
         self, domain: str, *, kept_before_us: int, limit: int
@@ -332,6 +335,9 @@ class RecipientLists(Protocol):
 
     def get_source_version(self, source: str) -> Fingerprint | None:
         """Changes with the text file."""
+
+    def ends_with_line(self, source: str) -> bool:
+        """Tell whether the text file ends with LF; True for what is empty or cannot be read."""
 
     def verified_facts(self, domain: str) -> RecipientListFacts | None:
         """Facts of the list in force, checked to the last octet. Blocks: call it in a thread."""

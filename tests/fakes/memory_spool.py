@@ -276,10 +276,13 @@ class MemorySpool:
 
     async def queued_domains(self) -> Mapping[str, int]:
         earliest: dict[str, int] = {}
+        now_us = self._clock_us()
         for message in self._messages.values():
             for row in message.rows.values():
                 if row.recipient.state is State.QUEUED:
                     domain, due_us = row.recipient.domain, row.recipient.due_us
+                    if due_us <= self._last_due_us:  # due, also when the clock was set back
+                        due_us = min(due_us, now_us)
                     earliest[domain] = min(due_us, earliest.get(domain, due_us))
         return earliest
 

@@ -62,6 +62,22 @@ class RecipientIndexes:
         """Changes with the text file; a symbolic link is followed."""
         return _look_at(source)
 
+    def ends_with_line(self, source: str) -> bool:
+        """Tell whether the text file ends with LF; True for what is empty or cannot be read."""
+        try:
+            descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return True
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not status.st_size:
+                return True
+            return os.pread(descriptor, 1, status.st_size - 1) in (b"\n", b"")
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+
     def verified_facts(self, domain: str) -> RecipientListFacts | None:
         """Facts of the list in force, checked to the last octet. Blocks."""
         directory = self.open(domain)

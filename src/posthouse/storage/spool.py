@@ -88,7 +88,7 @@ class EmbeddedSpool:
         self._claimer = Claimer(
             opened.claims, self._claim_octets, opened.due, left_out=opened.unsettled.keys
         )
-        self._listing = Listing(opened.listings, self._list_octets)
+        self._listing = Listing(opened.listings, self._list_octets, opened.due)
         self._compactor = Compactor(
             opened.listings, self._list_octets, worth_bytes=settings.compact_bytes
         )
@@ -119,6 +119,7 @@ class EmbeddedSpool:
             unsettled=opened.unsettled,
             done=self._done,
             failed=self._failed,
+            files_gone=self._drop_unlinked,
             wal_pages=settings.wal_pages,
         )
         self._writer.start()
@@ -164,6 +165,10 @@ class EmbeddedSpool:
         self._opened.claims.close()
         self._opened.listings.close()
         os.close(self._opened.lock_fd)
+
+    def _drop_unlinked(self) -> None:
+        if not self._closing:
+            self._claim_thread.submit(self._claim_octets.drop_unlinked)
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._loop.create_task(work)
@@ -346,7 +351,7 @@ class EmbeddedSpool:
         return self._writer.put_settle(settlements)
 
     async def queued_domains(self) -> Mapping[str, int]:
-        return await self._ask(self._list_thread, self._listing.queued_domains)
+        return await self._ask(self._list_thread, self._listing.queued_domains, self._clock_us())
 
     async def expire(
         self, domain: str, *, kept_before_us: int, limit: int

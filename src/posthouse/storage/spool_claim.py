@@ -5,6 +5,7 @@ Hot: a drained backlog passes through here.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Set
 from typing import Any
 
@@ -42,6 +43,8 @@ FROM recipient r LEFT JOIN message m ON m.queue_id = r.queue_id
 WHERE r.queue_id = ? AND r.seq = ?
 """
 _CAREFUL_ROWS = 256
+_TRIES_TO_READ = 3
+_MOST_UNREADABLE = 10_000
 Damaged = tuple[int, int, str]
 """Queue id, seq (-1: every recipient of it), why."""
 
@@ -61,6 +64,7 @@ class Claimer:
         self._connection = connection
         self._left_out = left_out
         self._octets = octets
+        self._unreadable: dict[int, int] = {}  # queue id → times in a row that the disk failed
         self._due = due
 
     def claim(
@@ -121,7 +125,8 @@ class Claimer:
         for due_us, queue_id, seq in keys:
             try:
                 found = self._connection.execute(_ONE, (queue_id, seq)).fetchone()
-                if found is None:
+                if found is None:  # settled meanwhile, or an entry of the index without a row
+                    rows.append(_nothing(due_us, queue_id, seq))
                     continue
                 row = Row(*found)
                 if not isinstance(row.address, str) or not isinstance(row.reply, str):
@@ -129,13 +134,12 @@ class Claimer:
                 rows.append(row)
             except FAILURES as error:
                 damaged.append((queue_id, seq, f"row: {error}"))
-                rows.append(Row(queue_id, seq, due_us, 0, 0, "", "", "", None, None, None, None))
+                rows.append(_nothing(due_us, queue_id, seq))
         return rows, len(keys) < wanted
 
     def _build(
         self, domain: str, rows: list[Row], max_bytes: int, damaged: list[Damaged]
     ) -> list[QueuedMessage]:
-        unreadable = {(queue_id, seq) for queue_id, seq, _ in damaged}
         if self._left_out:
             rows = [row for row in rows if (row.queue_id, row.seq) not in self._left_out]
             damaged[:] = [key for key in damaged if (key[0], key[1]) not in self._left_out]
@@ -144,14 +148,15 @@ class Claimer:
         bodies: set[int] = set()
         for row in rows:
             queue_id = row.queue_id
+            if row.state < 0:
+                continue
             known = grouped.get(queue_id)
             if known is not None:
                 known.append(row)
                 continue
             place = row.place
             if place is None:
-                if (queue_id, row.seq) not in unreadable:
-                    damaged.append((queue_id, -1, "row of the message is missing"))
+                damaged.append((queue_id, -1, "row of the message is missing"))
                 continue
             grouped[queue_id] = [row]
             places[queue_id] = place
@@ -165,6 +170,8 @@ class Claimer:
             if piece is None:
                 continue  # deleted meanwhile
             if piece.sealed is None:
+                if piece.errno and not self._is_given_up(queue_id, piece.errno):
+                    raise StorageBroken(f"{format_queue_id(queue_id)}: {piece.damage}")
                 damaged.append((queue_id, -1, piece.damage))
                 continue
             sound = [row for row in own if _agrees(row, piece, domain, damaged)]
@@ -181,6 +188,18 @@ class Claimer:
                 )
         return messages
 
+    def _is_given_up(self, queue_id: int, code: int) -> bool:
+        """Whether a file that cannot be read is damaged: only when the disk said so repeatedly."""
+        if code != errno.EIO:
+            return False  # no descriptors, no memory …: says nothing about the octets
+        tries = self._unreadable.get(queue_id, 0) + 1
+        if tries >= _TRIES_TO_READ:
+            self._unreadable.pop(queue_id, None)
+            return True
+        if len(self._unreadable) < _MOST_UNREADABLE:
+            self._unreadable[queue_id] = tries
+        return False
+
     def _next_due(self, domain: str, limit_us: int) -> int | None:
         try:
             due_us: int | None = self._connection.execute(NEXT_DUE, (domain, limit_us)).get
@@ -188,6 +207,11 @@ class Claimer:
             observe.alert("spool", f"queue of {domain} is damaged: {error}")
             return None
         return due_us
+
+
+def _nothing(due_us: int, queue_id: int, seq: int) -> Row:
+    """Stands where a row cannot be had (state -1), so that the cursor moves on behind it."""
+    return Row(queue_id, seq, due_us, -1, 0, "", "", "", None, None, None, None)
 
 
 def _cut_to(rows: list[Row], max_messages: int, whole: bool) -> tuple[list[Row], bool]:

@@ -18,6 +18,7 @@ import msgspec
 from posthouse.mail.queueid import time_us_of
 from posthouse.ports import DomainTotals, QueuedMessage, Selection, State
 from posthouse.storage.segments import Place
+from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_reader import OctetReader, Piece, Row, build_message
 
 Key = tuple[int, int]
@@ -57,9 +58,10 @@ WHERE state = 0 AND domain = (SELECT id FROM domain WHERE name = ?)
 class Listing:
     """Answers over the rows of one shard."""
 
-    def __init__(self, connection: apsw.Connection, octets: OctetReader) -> None:
+    def __init__(self, connection: apsw.Connection, octets: OctetReader, due: DueClock) -> None:
         self._connection = connection
         self._octets = octets
+        self._due = due
         self._none_kept_before_us: dict[str, int] = {}
         connection.create_scalar_function("folded", _folded, 1, deterministic=True)
 
@@ -67,9 +69,13 @@ class Listing:
         """Run a statement that answers with one JSON text: one step however many rows."""
         return json.loads(self._connection.execute(statement, values).get)
 
-    def queued_domains(self) -> dict[str, int]:
-        """See `ports.Spool`."""
-        return dict(self._json(_DOMAINS))
+    def queued_domains(self, now_us: int) -> dict[str, int]:
+        """See `ports.Spool`. What a claim would give is due now, wherever the clock stands."""
+        limit_us = self._due.limit(now_us)
+        return {
+            name: min(due_us, now_us) if due_us <= limit_us else due_us
+            for name, due_us in self._json(_DOMAINS)
+        }
 
     def totals(self) -> list[DomainTotals]:
         """See `ports.Spool`."""

@@ -9,6 +9,7 @@ damaged page or row, the same is done again row by row (`spool_damage`).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -88,11 +89,15 @@ FAILURES: Final = (apsw.Error, UnicodeError, msgspec.MsgspecError)
 
 
 class Piece(msgspec.Struct, gc=False):
-    """What was read of one message. body None: not wanted along; damage: why it cannot be had."""
+    """What was read of one message. body None: not wanted along; damage: why it cannot be had.
+
+    errno: not 0 when that is for trouble with the system or the disk, not the octets.
+    """
 
     sealed: Sealed | None = None
     body: bytes | None = None
     damage: str = ""
+    errno: int = 0
 
 
 class OctetReader:
@@ -108,6 +113,13 @@ class OctetReader:
         """Give back the files."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+    def drop_unlinked(self) -> None:
+        """Give back files that have no name any more: they still took up the disk."""
+        for number, fd in list(self._files.items()):
+            if not os.fstat(fd).st_nlink:
+                del self._files[number]
+                os.close(fd)
 
     def find_place(self, queue_id: int) -> Place | None:
         """Where a message lies now; None when it is gone. Raises apsw.Error."""
@@ -136,9 +148,9 @@ class OctetReader:
             self._read_run(run, pieces, odd)
         troubles = 0
         for place in odd:
-            piece, trouble = self._read_alone(place, with_body=place.queue_id in bodies)
-            troubles += trouble
+            piece = self._read_alone(place, with_body=place.queue_id in bodies)
             if piece is not None:
+                troubles += piece.errno != 0
                 pieces[place.queue_id] = piece
         if troubles > 1 and troubles == len(odd) and not any(p.sealed for p in pieces.values()):
             raise StorageBroken(next(iter(pieces.values())).damage)
@@ -160,31 +172,31 @@ class OctetReader:
             except BodyDamaged:
                 odd.append(place)
 
-    def _read_alone(self, place: Place, *, with_body: bool) -> tuple[Piece | None, bool]:
+    def _read_alone(self, place: Place, *, with_body: bool) -> Piece | None:
         """Read one record with care: it may have been moved, removed or damaged.
 
-        Returns it (None: gone) and whether the disk, not the record, is in trouble.
+        None: gone.
         """
-        damage, trouble = "", False
+        damage, code = "", 0
         for _ in range(3):
             try:
-                return self._read_record(place, with_body=with_body), False
+                return self._read_record(place, with_body=with_body)
             except FileNotFoundError:
-                damage, trouble = "file is missing", False
+                damage, code = "file is missing", 0
             except BodyDamaged as error:
-                damage, trouble = error.detail.partition(": ")[2], False
+                damage, code = error.detail.partition(": ")[2], 0
             except OSError as error:
-                damage, trouble = f"cannot be read: {error}", True
+                damage, code = f"cannot be read: {error}", error.errno or errno.EIO
             try:
                 now = self.find_place(place.queue_id)
             except apsw.Error as error:
-                return Piece(damage=f"row: {error}"), False
+                return Piece(damage=f"row: {error}")
             if now is None:
-                return None, False
+                return None
             if now == place:
                 break
             place = now
-        return Piece(damage=damage), trouble
+        return Piece(damage=damage, errno=code)
 
     def _read_record(self, place: Place, *, with_body: bool) -> Piece:
         fd = self.open_file(place)

@@ -38,6 +38,7 @@ class Upkeep:
         wal_pages: int,
         flush_wal: Callable[[], StorageError | None],
         wake: Callable[[], None],
+        files_gone: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._layout = layout
@@ -45,6 +46,7 @@ class Upkeep:
         self._segments = segments
         self._flush_wal = flush_wal
         self._wake = wake
+        self._files_gone = files_gone
         self._unlinker = ThreadPoolExecutor(1, "spool-unlink")
         self._unlinking: Future[tuple[list[int], list[int]]] | None = None
         self._wal_limit = wal_pages
@@ -121,6 +123,7 @@ class Upkeep:
     def _note_removed(self, unlinking: Future[tuple[list[int], list[int]]]) -> None:
         """Forget files that are gone, and look whether there are more."""
         self._unlinking = None
+        self._files_gone()
         segments, private = unlinking.result()
         with self._connection:
             if segments:

@@ -73,6 +73,7 @@ class Writer:
         unsettled: Unsettled,
         done: Done,
         failed: Callable[[StorageError], None],
+        files_gone: Callable[[], None],
         wal_pages: int,
     ) -> None:
         self._connection = connection
@@ -93,6 +94,7 @@ class Writer:
             wal_pages=wal_pages,
             flush_wal=self._flush_wal,
             wake=lambda: self._wake.put(None),
+            files_gone=lambda: self._soon(files_gone),
         )
         self._loop = asyncio.get_running_loop()
         self._nobody: asyncio.Future[None] = self._loop.create_future()

@@ -12,9 +12,11 @@ from fakes.failing_disk import (
     IO_ERROR,
     NO_SPACE,
     READ_ONLY,
+    T0,
     TOO_MANY_FILES,
     DribblingDisk,
     FailingDisk,
+    Ticks,
     accept,
     everything,
     open_spool,
@@ -22,8 +24,9 @@ from fakes.failing_disk import (
     small_settings,
 )
 from posthouse.errors import StorageBroken, StorageError, StorageFull
-from posthouse.ports import Outcome, Settlement
+from posthouse.ports import Claim, Outcome, Settlement
 from posthouse.storage.spool import EmbeddedSpool
+from posthouse.storage.spool_disk import Disk
 from posthouse.storage.spool_health import Health
 
 LARGE = 20_000
@@ -231,3 +234,70 @@ async def test_a_disk_that_cannot_be_asked_takes_no_mail(tmp_path: Path, disk: F
     disk.faults["room"] = IO_ERROR
     health = Health(tmp_path, disk, min_free_bytes=0)
     assert health.problem() is not None
+
+
+class UnreadableDisk(Disk):
+    """Opening a segment fails with `code` while it is set."""
+
+    code = 0
+
+    def open_to_read(self, path: Path) -> int:
+        if self.code and path.suffix == ".seg":
+            raise OSError(self.code, "made up")
+        return super().open_to_read(path)
+
+
+async def claim(spool: EmbeddedSpool) -> Claim:
+    return await spool.claim("example.com", after=None, now_us=0, max_messages=9, max_bytes=1 << 20)
+
+
+async def test_a_lack_of_descriptors_is_no_damage(tmp_path: Path) -> None:
+    """However often it happens, the message stays in the queue and goes later."""
+    disk = UnreadableDisk()
+    spool = await open_spool(tmp_path, disk)
+    queue_id = await accept(spool, b"x")
+    disk.code = TOO_MANY_FILES
+    for _ in range(5):
+        with pytest.raises(StorageBroken):
+            await claim(spool)
+    disk.code = 0
+    assert [m.queue_id for m in (await claim(spool)).messages] == [queue_id]
+    await spool.close()
+
+
+async def test_what_the_disk_cannot_read_repeatedly_is_held(tmp_path: Path) -> None:
+    """One failing read may be chance; the third in a row sets the message aside."""
+    disk = UnreadableDisk()
+    spool = await open_spool(tmp_path, disk)
+    queue_id = await accept(spool, b"x")
+    disk.code = IO_ERROR
+    for _ in range(2):
+        with pytest.raises(StorageBroken):
+            await claim(spool)
+    assert (await claim(spool)).messages == ()
+    [row] = (await everything(spool))[queue_id].recipients
+    assert row.reason.startswith("damaged: ")
+    await spool.close()
+
+
+async def test_files_that_are_gone_are_not_kept_open(tmp_path: Path) -> None:
+    """What was delivered gives its room back though a claim had read from it."""
+    spool = await open_spool(tmp_path)
+    ids = [await accept(spool, bytes(7000)) for _ in range(9)]
+    await spool.claim("example.com", after=None, now_us=0, max_messages=9, max_bytes=1 << 20)
+    kept = spool._claim_octets._files
+    assert kept
+    await spool.settle([Settlement(queue_id, 0, Outcome.DELIVERED) for queue_id in ids])
+    await until(lambda: not kept)
+    await spool.close()
+
+
+async def test_a_clock_set_back_delays_no_queue(tmp_path: Path) -> None:
+    """What was due before is told to be due now."""
+    spool = await open_spool(tmp_path, clock_us=Ticks(T0 + 10**10))
+    await accept(spool, b"x")
+    await spool.close()
+    clock = Ticks(T0)
+    spool = await open_spool(tmp_path, clock_us=clock)
+    assert (await spool.queued_domains())["example.com"] <= clock()
+    await spool.close()
