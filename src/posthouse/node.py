@@ -23,6 +23,7 @@ from posthouse.config_schema import Config
 from posthouse.errors import ConfigError
 from posthouse.node_control import run_control
 from posthouse.node_process import configure_log, find_loop_factory
+from posthouse.node_settings import FILES_BESIDE
 from posthouse.node_sockets import Listeners, open_listeners, raise_file_limit
 from posthouse.node_user import (
     NodeLock,
@@ -42,8 +43,6 @@ from posthouse.supervisor import (
 
 # A stopping node or an operator's command holds the directory for a moment longer.
 LOCK_SECONDS: Final = 5.0
-# Open files of a worker beyond its sessions: relay, spool, logs.
-FILES_BESIDE: Final = 256
 
 
 def serve(file: Path) -> int:
@@ -131,8 +130,8 @@ class Node:
         if file_limit < wanted:
             observe.note(
                 "master",
-                f"warning: {file_limit} open files are allowed, max_connections wants {wanted}; "
-                "raise the limit (LimitNOFILE, ulimit -n)",
+                f"warning: {file_limit} open files are allowed, max_connections wants {wanted}: "
+                "fewer are taken; raise the limit (LimitNOFILE, ulimit -n)",
             )
         addresses = self._listeners.addresses()
         observe.note(

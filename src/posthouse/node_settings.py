@@ -1,15 +1,18 @@
 """From the configuration to what each part of a worker wants to know.
 
-Pure, except that a wildcard in `listen` asks the kernel for the addresses of this host.
+Pure, except that a wildcard in `listen` asks the kernel for the addresses of this host,
+and the limit of open files for how many sessions there can be.
 """
 
 from __future__ import annotations
 
+import resource
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from ipaddress import ip_address
+from typing import Final
 
 from posthouse.config_schema import Config
 from posthouse.domain.nexthop import HostPort
@@ -19,6 +22,9 @@ from posthouse.proto.server_events import ServerLimits
 from posthouse.services.reception import ReceptionSettings
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 from posthouse.transports.smtp_out import OutSettings
+
+# Open files of a worker beyond its sessions: relay, spool, logs.
+FILES_BESIDE: Final = 256
 
 _RTM_GETADDR = 22
 _NLM_F_REQUEST_DUMP = 0x301
@@ -34,6 +40,15 @@ def make_reception(config: Config) -> ReceptionSettings:
     )
 
 
+def find_session_limit() -> int:
+    """How many sessions the open files allowed to a process leave room for; at least one.
+
+    Beyond it `accept` would fail and clients would wait unanswered instead of hearing 421.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, allowed - min(FILES_BESIDE, allowed // 2))
+
+
 def make_door(config: Config, workers: int) -> DoorSettings:
     """Limits of one of `workers` doors."""
     smtp = config.smtp
@@ -47,7 +62,7 @@ def make_door(config: Config, workers: int) -> DoorSettings:
             bare_newlines=smtp.bare_newlines,
             offer_starttls=smtp.certificate is not None,
         ),
-        max_connections=share(smtp.max_connections, workers),
+        max_connections=min(share(smtp.max_connections, workers), find_session_limit()),
         max_connections_per_client=smtp.max_connections_per_client,
         idle_timeout=smtp.idle_timeout.total_seconds(),
         total_timeout=smtp.session_timeout.total_seconds(),

@@ -45,6 +45,8 @@ from posthouse.ports import DomainTotals, OperatorAction, QueuedMessage, Selecti
 MAX_CONNECTIONS: Final = 32
 # An operator may leave `queue list | less` open at a full screen for a while.
 IDLE_SECONDS: Final = 600.0
+# Encoding a page stops the mail of its worker: 2,000 rows take a few milliseconds.
+MAX_PAGE_RECIPIENTS: Final = 2000
 
 
 def bind_unix_socket(path: Path) -> socket.socket:
@@ -134,7 +136,8 @@ class ControlDesk:
             more = more or len(page) >= limit
             found += page
         found.sort(key=lambda message: message.queue_id)
-        return Page(tuple(found[:limit]), more or len(found) > limit)
+        count = _fit(found[:limit])
+        return Page(tuple(found[:count]), more or len(found) > count)
 
     async def _read_body(self, queue_id: int) -> AsyncGenerator[Piece, None]:
         body = await self._spools[shard_of(queue_id)].open_body(queue_id)
@@ -160,6 +163,16 @@ class ControlDesk:
         for spool in tuple(self._spools.values()):
             found += await spool.totals()
         return Totals(tuple(found))
+
+
+def _fit(messages: Sequence[QueuedMessage]) -> int:
+    """How many, one at least, have no more recipients together than a page may have."""
+    rows = 0
+    for count, message in enumerate(messages):
+        rows += len(message.recipients)
+        if rows > MAX_PAGE_RECIPIENTS and count:
+            return count
+    return len(messages)
 
 
 class ControlDoor:

@@ -32,6 +32,8 @@ from posthouse.ports import (
 LOOK_EVERY_SECONDS: Final = 1.0
 # After a failure of our own (disk full), so many looks pass before the next attempt.
 _LOOKS_TO_PAUSE: Final = 60
+# A file that looks like half of one is taken when so many looks found it the same.
+_LOOKS_TO_TRUST: Final = 30
 
 Facts = Mapping[str, str | int | bool]
 Wait = Callable[[float], Awaitable[object]]
@@ -46,6 +48,8 @@ class _Source:
         self.ever = False  # … if any was
         self.seen: Fingerprint | None = None  # at the last look
         self.pause = 0
+        self.quiet_looks = 0
+        self.told_half: Fingerprint | None = None
         self.problem = ""
         self.in_force: RecipientListFacts | None = None
 
@@ -114,10 +118,38 @@ class Publisher:
         version = self._lists.get_source_version(source.path)
         quiet = version == source.seen
         source.seen = version
+        source.quiet_looks = source.quiet_looks + 1 if quiet else 0
         if source.pause:
             source.pause -= 1
+        elif quiet and self._looks_half(domain, source, version):
+            return
         elif quiet and (not source.ever or version != source.settled):
             await self._publish(domain, source, version)
+
+    def _looks_half(self, domain: str, source: _Source, version: Fingerprint | None) -> bool:
+        """Tell whether to wait because a slow copy may be under way: it ends within a line, or
+        has less than half of what is in force.
+        """
+        old = source.in_force
+        if (
+            version is None
+            or old is None
+            or version == source.settled
+            or source.quiet_looks >= _LOOKS_TO_TRUST
+        ):
+            return False
+        shrank = 0 < version.size_bytes * 2 < old.source_version.size_bytes
+        if not shrank and self._lists.ends_with_line(source.path):
+            return False
+        if source.told_half != version:
+            source.told_half = version
+            observe.note(
+                "recipients",
+                f"{domain}: {source.path} looks like half a copy ("
+                + ("much smaller than before" if shrank else "no line end at its end")
+                + f"); taken when unchanged for {_LOOKS_TO_TRUST} s, or at once on reload",
+            )
+        return True
 
     async def _adopt(self, domain: str, source: _Source, version: Fingerprint | None) -> None:
         """Keep the list of an earlier run if it is undamaged; it is current if its source is."""

@@ -271,3 +271,11 @@ def test_root_follows_no_link_of_the_account(tmp_path: Path) -> None:
     observe.configure(to="stderr")
     assert (data / "fresh").stat().st_uid == account.pw_uid
     assert os.geteuid() == 0
+
+
+def test_sessions_are_capped_by_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker takes no more sessions than it may open files, some kept for itself."""
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (80, 80))
+    assert node_settings.make_door(read(tmp_path), 1).max_connections == 40
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (1024, 1024))
+    assert node_settings.make_door(read(tmp_path), 1).max_connections == 768

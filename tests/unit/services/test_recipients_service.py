@@ -293,3 +293,26 @@ async def test_domain_that_lost_its_list_is_unknown(node: Node, tmp_path: Path) 
     directories.refresh()
     assert directories.find("example.com", "alice") is Finding.UNKNOWN
     assert list((tmp_path / "recipients").iterdir()) == []
+
+
+@pytest.mark.parametrize("half", ["user\nbob@examp", "u\n"])
+async def test_half_a_copy_waits(node: Node, half: str) -> None:
+    """A file cut within a line, or much smaller than before, is taken only when long unchanged."""
+    node.source.write_text("user\nbob\ncarol\n")
+    await node.publisher.refresh()
+    node.source.write_text(half)
+    async with node.running():
+        await node.looks.let(5)
+        assert node.find("carol") is Finding.VOUCHED
+        assert "looks like half a copy" in node.log.read_text()
+        await node.looks.let(30)
+        assert node.find("carol") is Finding.ABSENT
+
+
+async def test_half_a_copy_is_taken_on_reload(node: Node) -> None:
+    """Who says reload means it."""
+    node.source.write_text("user\nbob\ncarol\n")
+    await node.publisher.refresh()
+    node.source.write_text("user")
+    await node.publisher.refresh()
+    assert node.find("carol") is Finding.ABSENT
