@@ -52,7 +52,7 @@ from posthouse.storage.spool_claim import Claimer, Damaged
 from posthouse.storage.spool_compaction import Compactor
 from posthouse.storage.spool_disk import Disk, translate
 from posthouse.storage.spool_health import Health
-from posthouse.storage.spool_incoming import EmbeddedIncoming, Spill
+from posthouse.storage.spool_incoming import EmbeddedIncoming, Memory, Spill
 from posthouse.storage.spool_listing import Listing
 from posthouse.storage.spool_open import Opened, SpoolSettings, open_shard
 from posthouse.storage.spool_reader import OctetReader
@@ -98,6 +98,7 @@ class EmbeddedSpool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._compact: asyncio.TimerHandle | None = None
+        self._memory = Memory(settings.memory_bytes)
         self._settled = False
         self._rebuilt = False
         self._closing = False
@@ -197,6 +198,7 @@ class EmbeddedSpool:
             self._layout,
             self._disk,
             self._file_threads,
+            self._memory,
         )
 
     def commit(self, incoming: Incoming, *, envelope: Envelope, client: Client) -> Awaitable[None]:
@@ -206,6 +208,7 @@ class EmbeddedSpool:
             future.set_exception(StorageBroken("this message cannot be committed"))
             return future
         incoming.taken = True
+        incoming.forget()
         accept = Accept(
             incoming.queue_id, incoming.size_bytes, incoming.chunks, envelope, client, future
         )
@@ -221,13 +224,26 @@ class EmbeddedSpool:
             except (UnicodeError, TypeError, ValueError) as error:
                 raise StorageBroken(f"envelope cannot be stored: {error}") from error
             try:
-                accept.body_crc = await spill.finish(accept.queue_id, accept.size, tail)
+                finishing = self._keep(spill.finish(accept.queue_id, accept.size, tail))
+                # Shielded: the file must not go while a thread writes to it.
+                accept.body_crc = await asyncio.shield(finishing)
             except StorageError as error:
                 self._failed(error)
                 raise
             self._writer.put_accept(accept)
-            assert accept.future is not None
-            await accept.future
+        except asyncio.CancelledError:
+            finishing.add_done_callback(lambda f: _remove_after(f, spill, always=True))
+            raise
+        except StorageError:
+            spill.remove()
+            raise
+        assert accept.future is not None
+        try:
+            # Shielded: once the writer has it, only the writer says what becomes of it.
+            await asyncio.shield(accept.future)
+        except asyncio.CancelledError:
+            accept.future.add_done_callback(lambda f: _remove_after(f, spill))
+            raise
         except StorageError:
             spill.remove()
             raise
@@ -436,3 +452,9 @@ class EmbeddedSpool:
         except StorageError as error:
             observe.trouble("spool", "compaction", error)
         return copied
+
+
+def _remove_after(future: asyncio.Future[Any], spill: Spill, *, always: bool = False) -> None:
+    """Forget the file of a message whose commit nobody waits for, unless it was taken."""
+    if future.cancelled() or future.exception() is not None or always:
+        spill.remove()

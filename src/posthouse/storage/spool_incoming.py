@@ -12,11 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zlib import crc32
 
-from posthouse.errors import StorageBroken, StorageError
+from posthouse.errors import StorageError
 from posthouse.storage.segments import HEADER_BYTES, Layout, pack_header
 from posthouse.storage.spool_disk import Disk, translate, write_all
 
 ENOUGH_WAITING = 1 << 20
+
+
+class Memory:
+    """Octets of unfinished messages in memory, over all of them, and how many there may be."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
 
 
 class Spill:
@@ -121,6 +131,8 @@ class EmbeddedIncoming:
         "_disk",
         "_layout",
         "_limit",
+        "_memory",
+        "_remembered",
         "_threads",
         "chunks",
         "queue_id",
@@ -130,8 +142,16 @@ class EmbeddedIncoming:
     )
 
     def __init__(
-        self, queue_id: int, limit: int, layout: Layout, disk: Disk, threads: ThreadPoolExecutor
+        self,
+        queue_id: int,
+        limit: int,
+        layout: Layout,
+        disk: Disk,
+        threads: ThreadPoolExecutor,
+        memory: Memory,
     ) -> None:
+        self._memory = memory
+        self._remembered = 0  # how much of `memory` is used by this message
         self.queue_id = queue_id
         self.size_bytes = 0
         self.chunks: list[bytes] = []
@@ -147,8 +167,12 @@ class EmbeddedIncoming:
         if self.spill is not None:
             return self.spill.put([data])
         self.chunks.append(data)
-        if self.size_bytes <= self._limit:
+        memory = self._memory
+        memory.used += len(data)
+        self._remembered += len(data)
+        if self.size_bytes <= self._limit and memory.used <= memory.limit:
             return True
+        self.forget()
         path = self._layout.private_path(self.queue_id)
         self.spill = Spill(path, self._layout, self._disk, self._threads)
         chunks, self.chunks = self.chunks, []
@@ -163,11 +187,14 @@ class EmbeddedIncoming:
             return
         self.taken = True
         self.chunks = []
+        self.forget()
         if self.spill is not None:
             self.spill.remove()
 
-    def take(self) -> None:
-        """Mark it as handed over. Raises StorageBroken when it was before."""
-        if self.taken:
-            raise StorageBroken("message was committed or discarded before")
-        self.taken = True
+    def forget(self) -> None:
+        """Count its octets no longer: they are committed, gone, or on their way to the disk."""
+        self._memory.used -= self._remembered
+        self._remembered = 0
+
+    def __del__(self) -> None:
+        self.forget()  # for whoever neither commits nor discards

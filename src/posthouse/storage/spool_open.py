@@ -25,7 +25,8 @@ class SpoolSettings:
     """How one shard uses its disk. Sizes in octets; measured in docs/decisions/0001-spool.md.
 
     segment_bytes: a segment this long takes no more. spill_bytes: longer bodies go to
-    a file of their own while they arrive. min_free_bytes: left free on the disk (at
+    a file of their own while they arrive, and so does what exceeds memory_bytes, the octets
+    of all unfinished messages that may be in memory. min_free_bytes: left free on the disk (at
     most 3 % of it). wal_pages: a checkpoint is made when the WAL is this long.
     retry_seconds: between tries of a disk that failed. compact_seconds: between looks
     for segments worth compacting, of which at least compact_bytes must be dead.
@@ -33,6 +34,7 @@ class SpoolSettings:
 
     segment_bytes: int = 32 << 20
     spill_bytes: int = 256 << 10
+    memory_bytes: int = 64 << 20
     min_free_bytes: int = 256 << 20
     wal_pages: int = 1000
     retry_seconds: float = 2.0
@@ -61,6 +63,7 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
     connections: list[apsw.Connection] = []
     lock_fd = -1
     try:
+        made = [path for path in layout.directory.parents if not path.exists()]
         for path in (layout.directory, layout.segments, layout.private):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock_fd = _lock(layout)
@@ -76,7 +79,8 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
             observe.note("spool", f"took in {taken} messages that a crash had left in segments")
         _tidy(connection, layout)
         parent = layout.directory.parent
-        for path in (layout.segments, layout.private, layout.directory, parent, parent.parent):
+        above = {parent, parent.parent, *made, *(path.parent for path in made)}
+        for path in (layout.segments, layout.private, layout.directory, *above):
             disk.flush_directory(path)
         claims = schema.open_to_read(layout.database)
         connections.append(claims)

@@ -347,3 +347,44 @@ async def test_what_was_settled_while_it_was_copied_is_not_moved(tmp_path: Path)
     assert not appended.is_open
     assert Layout(tmp_path).segment_path(number).stat().st_size == end
     await spool.close()
+
+
+async def test_unfinished_messages_share_a_bounded_memory(tmp_path: Path) -> None:
+    """What exceeds it goes to the disk at once; what is finished or given up makes room."""
+    spool = await open_spool(tmp_path, settings=small_settings(memory_bytes=10_000))
+    many = [spool.begin() for _ in range(5)]
+    for incoming in many:
+        incoming.write(bytes(4000))
+    assert [incoming.spill is None for incoming in many] == [True, True, False, False, False]
+    envelope = Envelope(
+        sender="", recipients=(Recipient(address="a@example.com", domain="example.com"),)
+    )
+    for incoming in many[1:4]:
+        await spool.commit(incoming, envelope=envelope, client=CLIENT)
+    many[0].discard()
+    many[4].discard()
+    assert spool._memory.used == 0
+    found = await everything(spool)
+    assert len(found) == 3
+    for queue_id in found:
+        assert await read_body(spool, queue_id) == bytes(4000)
+    await spool.close()
+
+
+async def test_a_large_commit_that_is_cancelled_leaves_no_file(tmp_path: Path) -> None:
+    """Its private file goes once nothing writes to it, unless the message was taken."""
+    spool = await open_spool(tmp_path / "not" / "there" / "yet")
+    incoming = spool.begin()
+    incoming.write(bytes(50_000))
+    envelope = Envelope(
+        sender="", recipients=(Recipient(address="a@example.com", domain="example.com"),)
+    )
+    commit = asyncio.ensure_future(spool.commit(incoming, envelope=envelope, client=CLIENT))
+    await asyncio.sleep(0)
+    commit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+    found = await everything(spool)
+    await spool.close()
+    left = list(Layout(tmp_path / "not" / "there" / "yet").private.iterdir())
+    assert len(left) == len(found) == 0
