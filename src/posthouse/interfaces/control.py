@@ -136,7 +136,7 @@ class ControlDesk:
             more = more or len(page) >= limit
             found += page
         found.sort(key=lambda message: message.queue_id)
-        count = _fit(found[:limit])
+        count = count_fitting(found[:limit])
         return Page(tuple(found[:count]), more or len(found) > count)
 
     async def _read_body(self, queue_id: int) -> AsyncGenerator[Piece, None]:
@@ -165,7 +165,7 @@ class ControlDesk:
         return Totals(tuple(found))
 
 
-def _fit(messages: Sequence[QueuedMessage]) -> int:
+def count_fitting(messages: Sequence[QueuedMessage]) -> int:
     """How many, one at least, have no more recipients together than a page may have."""
     rows = 0
     for count, message in enumerate(messages):
