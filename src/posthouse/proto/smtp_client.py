@@ -57,6 +57,7 @@ MAX_IN_FLIGHT: Final = 2
 possible duplicate when a session is lost after the final dot."""
 
 _SHUTTING_DOWN: Final = 421  # RFC 5321 §3.8: may come at any time; the session is over
+_TAKEN: Final = 250  # RFC 5321 §4.3.2: no other code says that a message was taken
 _STAGES: Final = {
     Awaited.GREETING: "greeting",
     Awaited.EHLO: "ehlo",
@@ -91,6 +92,7 @@ class ClientSession:
         self._quitting = False
         self._useful = 0  # transactions that got past MAIL
         self._reset_due = False
+        self._in_step = False  # a BDAT that waited for its RCPT was answered as it should be
         self._handshaking = False
         self._parser = ReplyParser()
         self._output: list[bytes] = []
@@ -151,7 +153,11 @@ class ClientSession:
         parser = self._parser
         expected = self._expected
         answerable = len(expected)  # a command that was not sent yet cannot have its reply here
-        for reply in parser.feed(data):
+        replies = parser.feed(data)
+        if len(replies) > answerable and self._out_of_step(replies[answerable]):
+            self._break("more replies than commands", "session")
+            return
+        for reply in replies:
             if self._handshaking:
                 self._injected()
                 break
@@ -176,6 +182,15 @@ class ClientSession:
         if self._quitting:
             self._quit_when_idle()
 
+    def _out_of_step(self, unasked: PeerReply) -> bool:
+        """True when it cannot be told any more which reply is that to a whole message."""
+        return unasked.code != _SHUTTING_DOWN and any(
+            awaited is _DOT
+            and transaction is not None
+            and transaction.manner is Manner.BDAT_AT_ONCE
+            for awaited, transaction in self._expected
+        )
+
     def tls_established(self) -> None:
         """The handshake is done: forget what was said in clear and greet again (RFC 3207 §4.2)."""
         if self.over or not self._handshaking:
@@ -198,7 +213,7 @@ class ClientSession:
             return commands
         if not (extensions.chunking and self._use_chunking):
             manner = Manner.DATA
-        elif extensions.pipelining and body is not None:
+        elif extensions.pipelining and body is not None and self._in_step:
             manner = Manner.BDAT_AT_ONCE
         else:
             manner = Manner.BDAT_LATER
@@ -375,9 +390,11 @@ class ClientSession:
 
     def _on_dot(self, reply: PeerReply, transaction: ClientTransaction) -> None:
         code = reply.code
-        if 300 <= code < 400:
+        if code < 400 and code != _TAKEN:
             self._break(f"end of data was answered {reply}", "session")
             return
+        if transaction.manner is Manner.BDAT_LATER:
+            self._in_step = True
         if transaction.manner is not Manner.DATA and len(self._transactions) == 1:
             # RFC 3030 §2: after a failed BDAT only RSET gives a known state.
             self._reset_due = code >= 400

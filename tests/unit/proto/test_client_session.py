@@ -339,3 +339,42 @@ def test_everything_is_harmless_after_the_end() -> None:
     assert not may_begin(client)
     assert awaiting(client) is None
     assert client.take_output() == []
+
+
+def test_bdat_goes_at_once_only_after_one_was_answered_in_step() -> None:
+    """The first message waits for its recipients' answers, the next ones need not."""
+    client = opened("PIPELINING", "CHUNKING")
+    begin(client, make_transaction())
+    assert b"BDAT" not in written(client)
+    client.feed(OK + OK)
+    assert b"BDAT" in written(client)
+    [settled] = client.feed(OK)
+    assert isinstance(settled, Settled)
+    begin(client, make_transaction(queue_id=2))
+    assert b"BDAT" in written(client)
+
+
+@pytest.mark.parametrize("last", [b"250 ok\r\n", b"452 4.3.1 disk full\r\n"])
+def test_more_replies_than_commands_are_no_delivery(last: bytes) -> None:
+    """Where one reply too many came, nobody knows which one was meant for the message."""
+    client = opened("PIPELINING", "CHUNKING")
+    begin(client, make_transaction())
+    client.feed(OK + OK)
+    client.feed(OK)
+    begin(client, make_transaction(queue_id=2))
+    written(client)
+    events = client.feed(OK + OK + OK + OK + last)  # RSET, MAIL, RCPT, BDAT and one more
+    assert [type(event) for event in events] == [Returned, Ended]
+    assert isinstance(events[0], Returned)
+    assert events[0].after_dot
+
+
+@pytest.mark.parametrize("code", [b"221", b"200", b"354"])
+def test_only_250_delivers(code: bytes) -> None:
+    """Any other positive reply to the final dot ends the session without a delivery."""
+    client = opened("PIPELINING")
+    begin(client, make_transaction())
+    client.feed(OK + OK + b"354 go\r\n")
+    written(client)
+    events = client.feed(code + b" odd\r\n")
+    assert [type(event) for event in events] == [Returned, Ended]

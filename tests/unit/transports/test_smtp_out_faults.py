@@ -65,7 +65,7 @@ STAGES = [
     ("RCPT", PIPELINED, False),
     ("DATA", PIPELINED, False),
     (".", PIPELINED, True),
-    ("MAIL", CHUNKED, True),
+    ("MAIL", CHUNKED, False),
     ("BDAT", CHUNKED, True),
 ]
 
