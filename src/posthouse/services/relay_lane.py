@@ -74,6 +74,7 @@ class Lane:
         "resting",
         "served",
         "session",
+        "still_ticks",
     )
 
     def __init__(self, owner: Owner, target: Target) -> None:
@@ -85,6 +86,7 @@ class Lane:
         self.outstanding = 0
         self.served = 0
         self.quiet_ticks = 0
+        self.still_ticks = 0  # of the pool, with work under way and no outcome
 
     @property
     def idle(self) -> bool:
@@ -139,6 +141,7 @@ class Lane:
     def finished(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:
         """See `ports.WorkSource`."""
         self.outstanding -= 1
+        self.still_ticks = 0
         owner = self.owner
         message = transaction.message
         recipients = message.recipients

@@ -210,9 +210,16 @@ class SessionPool:
         if not sessions:
             self._open_one()
         elif self._lanes and not self._growth_paused:
-            wanted = min(self.means.settings.concurrency, left // MESSAGES_PER_SESSION)
+            wanted = min(self._limit(), left // MESSAGES_PER_SESSION)
             for _ in range(wanted - sessions):
                 self._open_one()
+
+    def _limit(self) -> int:
+        """Sessions allowed: those that wait in vain do not count, up to as many again."""
+        settings = self.means.settings
+        ticks = settings.probe_interval_us / 1e6 / settings.idle_seconds
+        still = sum(lane.still_ticks > ticks for lane in self._lanes)
+        return settings.concurrency + min(still, settings.concurrency)
 
     def _open_one(self) -> None:
         self._opening += 1
@@ -312,6 +319,8 @@ class SessionPool:
         """Close sessions that were idle for a whole tick; add one where mail is stuck."""
         self._tick_timer = None
         for lane in self._lanes:
+            if lane.outstanding:
+                lane.still_ticks += 1
             if lane.idle:
                 lane.quiet_ticks += 1
                 if lane.quiet_ticks > 1 and not lane.leaving:
@@ -324,7 +333,7 @@ class SessionPool:
             and head is self._stuck
             and self._lanes
             and not self._growth_paused
-            and sessions < self.means.settings.concurrency
+            and sessions < self._limit()
         ):
             self._open_one()
         self._stuck = head

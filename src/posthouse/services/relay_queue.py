@@ -23,6 +23,8 @@ from posthouse.services.relay_means import Means
 
 CLAIM_RETRY_SECONDS: Final = 5.0
 FEW_DOMAINS: Final = 8  # of one next hop: with more, the table is asked which have mail at all
+MARGIN_US: Final = 300_000_000  # no row is due later than the longest delay and this
+EVER_US: Final = 1 << 62
 MIN_DUE_SECONDS: Final = 1.0  # rows that fall due in the same second are claimed together
 
 
@@ -33,13 +35,14 @@ class _Domain:
     while a claim runs that may just have missed them; overrun: `late` was full.
     """
 
-    __slots__ = ("behind", "cursor", "late", "name", "next_due_us", "overrun")
+    __slots__ = ("behind", "cursor", "horizon_us", "late", "name", "next_due_us", "overrun")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.behind = False
         self.cursor: Cursor | None = None
         self.next_due_us: int | None = None
+        self.horizon_us = 0  # rows due until then are read, though the clock is not there yet
         self.late: list[QueuedMessage] | None = None
         self.overrun = False
 
@@ -161,6 +164,7 @@ class ReadyQueue:
             self.put_back(self._ready.popleft())
         for queue in self._domains.values():
             queue.behind, queue.cursor, queue.next_due_us = False, None, None
+            queue.horizon_us = 0
         self._behind.clear()
         if self._due_timer is not None:
             self._due_timer.cancel()
@@ -171,8 +175,12 @@ class ReadyQueue:
         queue = self._domains.get(domain)
         if queue is None or not self.is_open or queue.behind:
             return
-        if due_us <= self._means.clock_us():
+        now_us = self._means.clock_us()
+        stuck = due_us > now_us + max(self._means.settings.retry_us) + MARGIN_US
+        if due_us <= now_us or stuck:  # deferred while the clock was far ahead
             self._fall_behind(queue)
+            if stuck:
+                queue.horizon_us = EVER_US
             self.refill()
         else:
             self.defer(domain, due_us)
@@ -212,7 +220,7 @@ class ReadyQueue:
             claim = await means.spool.claim(
                 queue.name,
                 after=queue.cursor,
-                now_us=means.clock_us(),
+                now_us=max(means.clock_us(), queue.horizon_us),
                 max_messages=settings.batch_messages,
                 max_bytes=max(0, min(settings.batch_bytes, settings.body_bytes - means.body_bytes)),
             )
@@ -245,7 +253,7 @@ class ReadyQueue:
                 queue.cursor = claim.cursor
                 self._behind[queue.name] = queue
             else:
-                queue.behind, queue.cursor = False, None
+                queue.behind, queue.cursor, queue.horizon_us = False, None, 0
                 if claim.next_due_us is not None:
                     self.defer(queue.name, claim.next_due_us)
         if self._ready:
@@ -258,6 +266,8 @@ class ReadyQueue:
         body = taken.body
         if body is not None:
             self._means.body_bytes += len(body)
+        if taken.recipients_in_all == len(taken.recipients):
+            self._means.ledger.expect_removal(taken.queue_id)
         self._ready.append(Transaction(message=taken, body=body))
         return True
 

@@ -11,7 +11,7 @@ from fakes.connector import accept, answer_with, refusing
 from fakes.relay_world import OTHER, PRIMARY, World, fixed
 from fakes.timers import turn_over
 from posthouse.errors import StorageBroken
-from posthouse.ports import OperatorAction, Outcome, Selection
+from posthouse.ports import OperatorAction, Outcome, Selection, Settlement
 from posthouse.services.relay_settings import RelaySettings
 
 SETTINGS = RelaySettings(own_names=frozenset({"mx2.example.net"}), concurrency=4)
@@ -422,3 +422,25 @@ async def test_stop_does_not_wait_for_a_dead_peer(world: World) -> None:
     await asyncio.wait_for(world.relay.stop(1000), 5)
     assert list(await world.rows()) == [(queue_id, 0)]
     assert world.timers.pending == 0
+
+
+async def test_rows_deferred_by_a_clock_far_ahead_do_not_stick(world: World) -> None:
+    """What was deferred while the clock stood a year ahead is tried within a minute."""
+    queue_id = await world.accept()
+    ahead_us = world.timers.now_us + 365 * 86_400_000_000
+    await world.spool.settle([Settlement(queue_id, 0, Outcome.DEFERRED, ahead_us, "later", "")])
+    await world.start()
+    await world.timers.advance(61)
+    assert world.peer().delivered == [queue_id]
+
+
+async def test_sessions_that_wait_in_vain_do_not_use_up_the_limit(world: World) -> None:
+    """Where every session is stuck, as many again may be opened, and no more."""
+    limit = world.settings.concurrency
+    world.peer().hold = True
+    await world.accept_many(50 * limit)
+    await world.start()
+    await world.timers.advance(25)
+    assert len(world.peer().open_sessions) == limit
+    await world.timers.advance(300)
+    assert len(world.peer().open_sessions) == 2 * limit
