@@ -91,3 +91,11 @@ def test_chunks_keep_their_octets(pieces: list[bytes]) -> None:
 def test_every_line_end_becomes_one(data: bytes) -> None:
     """Normalising adds what is missing of each CR LF and changes nothing else."""
     assert normalize_newlines(data) == re.sub(rb"\r(?!\n)|(?<!\r)\n", b"\r\n", data)
+
+
+@given(_octets | st.binary(max_size=40))
+def test_bare_newlines_are_those_that_stand_alone(data: bytes) -> None:
+    """The quick look agrees with counting: every CR before an LF, every LF behind a CR."""
+    pairs = data.count(b"\r\n")
+    alone = data.count(b"\r") != pairs or data.count(b"\n") != pairs
+    assert has_bare_newline(data) is alone
