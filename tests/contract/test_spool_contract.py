@@ -449,7 +449,7 @@ async def test_what_was_delivered_goes_whatever_its_state(house: House) -> None:
 async def test_a_message_tells_how_many_recipients_it_had(house: House) -> None:
     """Whoever reports the last one gone knows that there were others."""
     heard: list[QueuedMessage] = []
-    house.spool.set_accept_listener(heard.append)
+    house.spool.set_accept_listener(lambda message: heard.append(message))
     queue_id = await house.accept("a@example.com", "b@example.com", "c@example.net")
     await house.settle(queue_id, 0, Outcome.DELIVERED)
     found = await house.claim()

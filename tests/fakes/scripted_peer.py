@@ -87,7 +87,7 @@ class ReceivedMail:
     tls: bool
 
 
-class _Ended(Exception):  # noqa: N818 - an ending, not an error
+class _Ended(Exception):
     """This connection's script is over."""
 
 
