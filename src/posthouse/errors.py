@@ -12,6 +12,7 @@
     ├── AddressError               a path or mailbox that RFC 5321 does not allow
     ├── DnsTemporary               DNS gave no answer; says nothing about the domain
     ├── TlsFailed                  a handshake or a record failed
+    ├── TellingFailed              an alert could not be told on one of its ways
     └── NextHopFailure             no session with a next hop could be had, or it ended
 
 Refusals of mail are values (`posthouse.mail.reply.Reply`), not exceptions.
@@ -97,6 +98,17 @@ class TlsFailed(PosthouseError):
     def __init__(self, detail: str, *, alert: bytes = b"") -> None:
         super().__init__(detail)
         self.alert = alert
+
+
+class TellingFailed(PosthouseError):
+    """An alert was not taken in charge by whom it was told to.
+
+    for_good: trying again is of no use (the configuration must change first).
+    """
+
+    def __init__(self, detail: str, *, for_good: bool = False) -> None:
+        super().__init__(detail)
+        self.for_good = for_good
 
 
 class NextHopFailure(PosthouseError):

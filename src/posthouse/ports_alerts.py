@@ -1,0 +1,143 @@
+"""What a person should see: alerts, the ways they are told, and the log of availability.
+
+An alert is a condition that lasts: `kind` and `subject` name it, and it stands
+from `raise_` until `clear`. Both say what *is*, not what happened, so calling
+them again, in any order and from several places, does no harm. What was raised
+and when, and what was told to whom, is the business of the one who stores them
+(the control process); whoever notices a condition only says so.
+
+Instants are integer microseconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class AlertKind(enum.StrEnum):
+    """The kinds there are; the values are what operators filter by. New ones may be added."""
+
+    NEXT_HOP_DOWN = "next-hop-down"
+    NEXT_HOP_BLOCKED = "next-hop-blocked"  # 5xx about us, not about a message or a user
+    NO_BETTER_MX = "next-hop-held"  # DNS leaves nobody to send to
+    DRAIN_STOPPED = "drain-stopped"
+    MAIL_HELD = "mail-held"
+    LIST_STALE = "list-stale"
+    DISK_LOW = "disk-low"
+    QUOTA_FULL = "quota-full"
+    CERTIFICATE = "certificate"
+    OLDEST_MESSAGE = "oldest-message"
+    CONTACT = "contact"  # alerts cannot be told by mail
+    STORAGE = "storage"
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition, as whoever noticed it describes it.
+
+    kind: an `AlertKind`, or another word of a-z, 0-9 and "-". subject: what it is
+    about, e.g. a next hop or a domain; with kind it names the alert. text: what
+    happened, what_to_do: the remedy, one line each, no control characters of a
+    stranger (`observe.clean`). since_us: since when it is so.
+    """
+
+    kind: str
+    subject: str
+    text: str
+    what_to_do: str = ""
+    since_us: int = 0
+
+
+class AlertSink(Protocol):
+    """Takes what is noticed. Never blocks, never raises; to be called from the event loop.
+
+    Promise: a condition that stands for as long as the operator wants to wait
+    (`alerts.delay`) is told once on every way that is configured, and once more
+    when it is over. In a worker what is raised here stands in its status, where
+    the control process reads it every few seconds.
+    """
+
+    def raise_(
+        self, kind: str, subject: str, text: str, what_to_do: str, *, since_us: int = 0
+    ) -> None:
+        """Say that it is so. Again with another text: the text is brought up to date.
+
+        since_us 0: since now, or since it was raised first.
+        """
+
+    def clear(self, kind: str, subject: str) -> None:
+        """Say that it is over. Harmless when it never was."""
+
+
+class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert as it is kept. number: ascending, for programs; over_us None: it stands."""
+
+    number: int
+    alert: Alert
+    raised_us: int
+    over_us: int | None = None
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """What one delivery tells: alerts that began or ended since the one before, oldest first.
+
+    number: of this notice on its way; the same when it is tried again.
+    """
+
+    node: str
+    number: int
+    alerts: tuple[StoredAlert, ...]
+    made_us: int
+
+
+class AlertChannel(Protocol):
+    """One way to tell a person: mail, webhook, command."""
+
+    name: str
+
+    async def deliver(self, notice: Notice) -> None:
+        """Tell it. Returns when it was taken in charge. Raises `errors.TellingFailed`."""
+
+
+# --------------------------------------------------------------------------- availability
+
+
+class Reason(enum.StrEnum):
+    """Why a next hop takes no mail, in the words of the report."""
+
+    NONE = ""
+    REFUSED = "refused"  # nobody listens
+    TIMEOUT = "timeout"
+    LOST = "connection lost"
+    TLS = "TLS"
+    TEMPORARY = "4xx"
+    PERMANENT = "5xx"
+    DNS = "DNS"
+    NO_BETTER_MX = "no better MX"
+    OPERATOR = "operator"
+    OTHER = "other"
+
+
+class AvailabilityLog(Protocol):
+    """The history of every next hop, kept for months; written by one process a node.
+
+    Never blocks, never raises; to be called from the event loop.
+    """
+
+    def note(
+        self,
+        next_hop: str,
+        domains: Sequence[str],
+        *,
+        up: bool,
+        reason: Reason,
+        why: str,
+        since_us: int,
+    ) -> None:
+        """Say what state a next hop is in since when. The same again costs nothing.
+
+        why: one line with the peer's words; reason NONE when up.
+        """
