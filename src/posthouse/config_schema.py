@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from posthouse.config_reading import NONE, REQUIRED, Absent, Key, Layout
 from posthouse.config_values import (
     Endpoint,
     FixedHop,
@@ -35,18 +36,7 @@ from posthouse.config_values import (
     read_text,
 )
 
-
-class _Absent:
-    """Defaults that are no value: the key must be given, or may be left out."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
 TlsMode = Literal["none", "opportunistic", "required", "verified"]
-
-REQUIRED: Final = _Absent("required")
-NONE: Final = _Absent("none")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,16 +131,6 @@ class Config:
     spool: SpoolConfig
     domains: tuple[DomainConfig, ...]
     warnings: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """One key. default: as written in the file, or REQUIRED or NONE; why: for the manual."""
-
-    name: str
-    read: Read
-    default: Any
-    why: str
 
 
 def _key(name: str, read: Read, default: Any, why: str) -> Key:
@@ -450,9 +430,12 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
 }
 
 
+LAYOUT: Final = Layout(sections=SECTIONS, arrays=("domain",), manual="docs/configuration.md")
+
+
 def show_default(key: Key) -> str:
     """The default as TOML; "required" or "none" where there is no value."""
-    return key.default.name if isinstance(key.default, _Absent) else _to_toml(key.default)
+    return key.default.name if isinstance(key.default, Absent) else _to_toml(key.default)
 
 
 def _to_toml(value: Any) -> str:
@@ -466,13 +449,13 @@ def _to_toml(value: Any) -> str:
 def format_reference() -> Iterable[str]:
     """Lines of Markdown with every key, its default and its reason."""
     for section, keys in SECTIONS.items():
-        title = f"`[[{section}]]`" if section == "domain" else f"`[{section}]`"
-        yield f"### {title if section else 'At the top'}"
+        title = f"`{LAYOUT.show(section)}`" if section else "At the top"
+        yield f"### {title}"
         yield ""
         yield "| key | default | what it is for |"
         yield "|---|---|---|"
         for key in keys:
             default = show_default(key)
-            told = default if isinstance(key.default, _Absent) else f"`{default}`"
+            told = default if isinstance(key.default, Absent) else f"`{default}`"
             yield f"| `{key.name}` | {told} | {key.why} |"
         yield ""

@@ -4,6 +4,7 @@
 
     PosthouseError                 public: for the peer; detail: for the log; temporary
     ├── ConfigError                one or more mistakes in a configuration file (exit 78)
+    ├── SourceFailed               a source of addresses could not be read whole
     ├── StorageError               our own fault, always temporary for the peer
     │   ├── StorageFull            no room left: disk, quota, inodes
     │   ├── StorageBroken          a write, fsync or read failed
@@ -47,6 +48,13 @@ class ConfigError(PosthouseError):
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+
+
+class SourceFailed(PosthouseError):
+    """A source of addresses could not be read whole, or what it gave is in doubt.
+
+    `detail` names the source and, of a file, the line.
+    """
 
 
 class StorageError(PosthouseError):
