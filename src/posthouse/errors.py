@@ -14,7 +14,8 @@
     ├── DnsTemporary               DNS gave no answer; says nothing about the domain
     ├── TlsFailed                  a handshake or a record failed
     ├── TellingFailed              an alert could not be told on one of its ways
-    └── NextHopFailure             no session with a next hop could be had, or it ended
+    ├── NextHopFailure             no session with a next hop could be had, or it ended
+    └── PeerFailure                the other side of a pairing did not answer as agreed (HTTPS)
 
 Refusals of mail are values (`posthouse.mail.reply.Reply`), not exceptions.
 """
@@ -138,3 +139,34 @@ class NextHopFailure(PosthouseError):
     def permanent(self) -> bool:
         """True when the peer itself answered 5xx: it refuses us, not a user."""
         return 500 <= self.reply_code <= 599
+
+
+class PeerFailure(PosthouseError):
+    """The other side of a pairing gave no usable answer over HTTPS (PROTOCOL.md §0).
+
+    stage: "url" (not under the paired base_url: nothing was sent), "dns", "connect", "tls"
+    (handshake, certificate or pin), "timeout", "protocol" (no HTTP, cut short, a
+    Content-Encoding, a wrong type), "redirect", "too_large", "status" (any other
+    answer but 2xx and 304). status: of the answer, 0 when there was none. title,
+    problem: from its problem+json, "" without. retry_after_seconds: what it asked
+    for, at most 3,600; None when it did not.
+    """
+
+    public = "the other side cannot be reached"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        stage: str,
+        status: int = 0,
+        title: str = "",
+        problem: str = "",
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.stage = stage
+        self.status = status
+        self.title = title
+        self.problem = problem
+        self.retry_after_seconds = retry_after_seconds
