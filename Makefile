@@ -40,6 +40,10 @@ imports: set-up-test
 docs: set-up-test
 	@$(BIN)/python scripts/check_links.py
 
+##   make docs-replies   print docs/replies.md from its table
+docs-replies: set-up-test
+	@$(BIN)/python -m posthouse.domain.replies_text > docs/replies.md
+
 ##   make bench     side by side with Postfix, as ratios (takes long; see docs/benchmarks.md)
 bench: set-up-test peers
 	@$(BIN)/python -m bench
@@ -70,4 +74,4 @@ set-up-test:
 peers:
 	@scripts/setup peers
 
-.PHONY: run test check lint fmt type imports docs bench fuzz lock clean help set-up-run set-up-test peers
+.PHONY: run test check lint fmt type imports docs docs-replies bench fuzz lock clean help set-up-run set-up-test peers

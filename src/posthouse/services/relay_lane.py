@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import msgspec
 
 from posthouse import observe
-from posthouse.domain.outcome import Fate, classify_reply, dsn_code, enhanced_code
+from posthouse.domain.replies import Effect, Fate, Meaning, classify_reply, dsn_code
 from posthouse.domain.schedule import delay_us
 from posthouse.mail.queueid import format_queue_id
 from posthouse.ports import (
@@ -30,8 +30,8 @@ from posthouse.services.relay_queue import ReadyQueue
 _LATE_STAGES: Final = frozenset({"rcpt", "data", "dot"})
 
 
-def _too_many(result: RecipientResult) -> bool:
-    return result.code in (452, 552) and enhanced_code(result.text) in ("", "4.5.3", "5.5.3")
+def _meaning(result: RecipientResult) -> Meaning:
+    return classify_reply(result.code, result.text, result.stage)
 
 
 class Owner(Protocol):
@@ -191,7 +191,7 @@ class Lane:
         self, message: QueuedMessage, recipient: QueuedRecipient, result: RecipientResult
     ) -> None:
         code, text = result.code, result.text
-        fate = classify_reply(code, text, result.stage)
+        fate, word, _ = classify_reply(code, text, result.stage)
         if fate is Fate.DELIVERED:
             self.served += 1
             self.owner.means.ledger.settle(
@@ -202,7 +202,7 @@ class Lane:
             return
         reply = text if text[:3] == str(code) else f"{code} {text}"
         if fate is Fate.HELD:
-            reason = f"refused by {self.relay} at {result.stage.upper()}"
+            reason = f"{word}: refused by {self.relay} at {result.stage.upper()}"
             if result.stage == "damaged":
                 reason, reply = text, ""
             self.owner.means.ledger.settle(
@@ -210,7 +210,8 @@ class Lane:
             )
             self._log(message, recipient, dsn_code(code, text), "held", reply or reason)
             return
-        self._defer(message, recipient, f"deferred by {self.relay}", reply, dsn_code(code, text))
+        reason = f"{word}: deferred by {self.relay}"
+        self._defer(message, recipient, reason, reply, dsn_code(code, text))
 
     def _requeue_crowd(
         self, transaction: Transaction, results: Sequence[RecipientResult]
@@ -221,7 +222,7 @@ class Lane:
         """
         if not any(result.code < 300 for result in results):
             return set()
-        crowd = {r.seq for r in results if r.stage == "rcpt" and _too_many(r)}
+        crowd = {r.seq for r in results if _meaning(r).reason == "too-many"}
         if crowd:
             message = transaction.message
             rest = tuple(r for r in message.recipients if r.seq in crowd)
@@ -237,24 +238,18 @@ class Lane:
 
     def _judge_mail(self, result: RecipientResult, sender: str) -> None:
         """MAIL was refused: does that tell of the next hop?"""
-        fate = classify_reply(result.code, result.text, "mail")
-        enhanced = enhanced_code(result.text)
-        if fate is Fate.BLOCKED:
-            self.owner.refused(self.relay, result.text, sender, permanent=True)
-        elif fate is not Fate.DEFERRED or enhanced.startswith("4.1."):
-            pass  # 4.1.x is about this sender (RFC 3463 §3.2)
-        elif enhanced.startswith("4.7.") or (not enhanced and result.code in (450, 451)):
-            self.owner.refused(self.relay, result.text, sender, permanent=False)
-        else:
+        fate, _, effect = _meaning(result)
+        if effect is Effect.UNCLEAR:
+            permanent = fate is Fate.BLOCKED
+            self.owner.refused(self.relay, result.text, sender, permanent=permanent)
+        elif effect is Effect.TROUBLE:
             self.owner.stumbled(f"{self.relay}: {result.text}")
 
     def _judge_late(self, results: Sequence[RecipientResult]) -> None:
-        """A body went for nothing: is the peer's system in trouble (x.3.x, RFC 3463 §3.4)?"""
+        """Nothing was delivered: is the peer's system in trouble?"""
         for result in results:
-            if result.stage != "rcpt":
-                enhanced = enhanced_code(result.text)
-                if enhanced.startswith("4.3.") or (not enhanced and 450 <= result.code <= 459):
-                    self.owner.stumbled(f"{self.relay}: {result.text}")
+            if _meaning(result).effect is Effect.TROUBLE:
+                self.owner.stumbled(f"{self.relay}: {result.text}")
                 return
 
     def _defer(
