@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Client, Envelope
 
 # --------------------------------------------------------------------------- spool: values
@@ -407,10 +408,14 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Transaction(msgspec.Struct, kw_only=True):
-    """One message for one next hop. `body` is None when it must be read with `open_body`."""
+    """One message for one next hop. `body` is None when it must be read with `open_body`.
+
+    credentials: the agreement it goes under; used where the next hop lets us, under TLS.
+    """
 
     message: QueuedMessage
     body: bytes | None
+    credentials: Credentials | None = None
 
 
 class RecipientResult(msgspec.Struct, frozen=True, gc=False):
@@ -428,7 +433,10 @@ class RecipientResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """How a session ended. `failure` None: in good order. stage as in NextHopFailure or "mail"."""
+    """How a session ended. `failure` None: in good order.
+
+    stage: as in NextHopFailure, "mail" or "auth" (while SMTP AUTH had no answer).
+    """
 
     failure: str | None = None
     stage: str = ""
@@ -454,6 +462,9 @@ class WorkSource(Protocol):
 
         after_dot: the whole message had been sent; sending it again may duplicate it.
         """
+
+    def auth_answered(self, credentials: Credentials, *, code: int, text: str) -> None:
+        """The next hop's last word to SMTP AUTH (235: accepted). Mail goes on either way."""
 
 
 class Session(Protocol):

@@ -5,12 +5,14 @@
     # why this session is here
     % mail from=a@x.example to=b@y.example,c@y.example     one transaction; options 8bitmime,
                                                            smtputf8, size=N, ret=, envid=,
-                                                           notify=, orcpt=, body=<escaped text>
+                                                           notify=, orcpt=, body=<escaped text>,
+                                                           auth=<agreement>:<password>@<forwarder>
     % tls never|if_offered|must      % chunking off
     S: 250 what the server sends     C: what the client must have written by then, no more
     ! handshake | quit | lost        TLS is established; we quit; the connection breaks
     > 1.0 250 dot 2.0.0 taken        outcome of recipient 0 of mail 1
     > 2 returned, 2 returned after dot
+    > auth a-1 235 the last word to AUTH
     > end good | end STAGE CODE WHY
 
 Consecutive S: lines are one burst. Lines end with CRLF.
@@ -29,8 +31,9 @@ import pytest
 from fakes.raw_peer import raw_peer
 from fakes.work_source import ListSource, make_transaction
 from posthouse.errors import NextHopFailure
+from posthouse.mail.credentials import Credentials
 from posthouse.ports import Body, QueuedRecipient, RecipientResult, Target, Transaction
-from posthouse.proto.client_events import Ended, Event, Returned, Settled
+from posthouse.proto.client_events import AuthAnswered, Ended, Event, Returned, Settled
 from posthouse.proto.client_opening import TlsWish
 from posthouse.proto.smtp_client import ClientSession
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
@@ -109,8 +112,17 @@ def _parse_directive(dialogue: Dialogue, text: str) -> None:
                 smtputf8="smtputf8" in rest,
                 ret=values.get("ret", ""),
                 envid=values.get("envid", ""),
+                credentials=_parse_credentials(values.get("auth", "")),
             )
         )
+
+
+def _parse_credentials(text: str) -> Credentials | None:
+    if not text:
+        return None
+    agreement_id, _, rest = text.partition(":")
+    password, _, forwarder_id = rest.partition("@")
+    return Credentials(agreement_id=agreement_id, password=password, forwarder_id=forwarder_id)
 
 
 def describe_end(failure: str | None, stage: str, code: int) -> str:
@@ -136,6 +148,10 @@ class Driver:
                 assert isinstance(mail, Transaction)
                 after = " after dot" if event.after_dot else ""
                 self.outcome.append(f"{mail.message.queue_id} returned{after}")
+            elif isinstance(event, AuthAnswered):
+                said = f"{event.credentials.agreement_id} {event.reply.code} {event.reply.text}"
+                assert event.accepted == (event.reply.code == 235)
+                self.outcome.append(f"auth {said}")
             elif isinstance(event, Ended):
                 self.outcome.append(describe_end(event.failure, event.stage, event.reply_code))
         self.pump()
@@ -150,7 +166,12 @@ class Driver:
             mail = self.waiting.pop(0)
             assert mail.body is not None
             refusal = self.client.begin(
-                mail, mail.message, mail.body, octets=len(mail.body), head=mail.body
+                mail,
+                mail.message,
+                mail.body,
+                octets=len(mail.body),
+                head=mail.body,
+                credentials=mail.credentials,
             )
             if refusal is not None:
                 answer = (refusal.code, refusal.text, "local")

@@ -21,6 +21,7 @@ from posthouse.ports import (
     Selection,
     Settlement,
 )
+from posthouse.ports_agreements import AgreementSecrets
 from posthouse.services.relay import Relay
 from posthouse.services.relay_settings import NextHopStatus, RelaySettings, RouteSettings
 
@@ -82,6 +83,7 @@ class World:
         routes: Mapping[str, RouteSettings],
         settings: RelaySettings | None = None,
         resolver: FakeResolver | None = None,
+        secrets: AgreementSecrets | None = None,
     ) -> None:
         self.timers = Timers()
         self.spool = WatchedSpool(self.timers)
@@ -97,6 +99,7 @@ class World:
             clock_us=self.timers.clock_us,
             dice=random.Random(7),
             later=self.timers.later,
+            secrets=secrets,
         )
 
     def peer(self, address: str = PRIMARY) -> FakePeer:

@@ -8,7 +8,7 @@ stage can be answered as wished, stalled, dropped or spoiled::
         await peer.wait_messages(1)
 
 Stages: "connect", "EHLO", "HELO", "STARTTLS", "MAIL", "RCPT", "DATA", "." (end of
-data, whole message read), "BDAT" (LAST chunk read), "RSET", "NOOP", "QUIT";
+data, whole message read), "AUTH" (only under TLS and once, else 5xx), "BDAT" (LAST chunk read), "RSET", "NOOP", "QUIT";
 "RCPT:<address>" and "MAIL:<address>" go before "RCPT" and "MAIL".
 An answer is one of
 
@@ -62,6 +62,7 @@ _DEFAULTS: Final[dict[str, str]] = {
     "connect": "220 peer.example ESMTP",
     "HELO": "250 peer.example",
     "STARTTLS": "220 2.0.0 go ahead",
+    "AUTH": "235 2.7.0 ok",
     "MAIL": "250 2.1.0 ok",
     "RCPT": "250 2.1.5 ok",
     "DATA": "354 go on",
@@ -236,6 +237,7 @@ class _Conversation:
         self.writer = writer
         self.secure = False
         self.mail = _Transaction()
+        self.authenticated = False
 
     async def run(self) -> None:
         await self.say(self.peer.answer_to("connect"))
@@ -254,6 +256,10 @@ class _Conversation:
                     await self.bdat(line)
                 case "STARTTLS":
                     await self.starttls()
+                case "AUTH":
+                    await self.auth()
+                case "*":
+                    await self.say("501 5.7.0 called off")
                 case "RSET" | "HELO" | "NOOP" | "QUIT":
                     self.mail = _Transaction()
                     await self.say(self.peer.answer_to(verb))
@@ -297,6 +303,16 @@ class _Conversation:
         await self.say(
             "\r\n".join(f"250{'-' if i < last else ' '}{t}" for i, t in enumerate(lines))
         )
+
+    async def auth(self) -> None:
+        if not self.secure:
+            await self.say("538 5.7.11 not in clear")
+        elif self.authenticated or self.mail.sender is not None:
+            await self.say("503 5.5.1 bad sequence of commands")
+        else:
+            answer = self.peer.answer_to("AUTH")
+            await self.say(answer)
+            self.authenticated = isinstance(answer, str) and answer.startswith("235")
 
     async def path(self, verb: str, line: str) -> None:
         found = _PATH.match(line)

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Client
 from posthouse.ports import QueuedMessage, QueuedRecipient, RecipientResult, Transaction
 
@@ -20,6 +21,7 @@ def make_transaction(
     smtputf8: bool = False,
     ret: str = "",
     envid: str = "",
+    credentials: Credentials | None = None,
 ) -> Transaction:
     """A transaction; recipients may be given as addresses. body None: to be read with open_body."""
     rows = tuple(
@@ -41,7 +43,7 @@ def make_transaction(
         recipients=rows,
         body=body,
     )
-    return Transaction(message=message, body=body)
+    return Transaction(message=message, body=body, credentials=credentials)
 
 
 class ListSource:
@@ -56,6 +58,7 @@ class ListSource:
         self.given: list[int] = []
         self.finished_with: dict[int, Sequence[RecipientResult]] = {}
         self.returned_with: dict[int, tuple[str, bool]] = {}
+        self.auth_answers: list[tuple[str, int, str]] = []
         self._settled = asyncio.Event()
 
     def next_transaction(self) -> Transaction | None:
@@ -75,6 +78,9 @@ class ListSource:
         self._expect_first(transaction)
         self.returned_with[transaction.message.queue_id] = (why, after_dot)
         self._settled.set()
+
+    def auth_answered(self, credentials: Credentials, *, code: int, text: str) -> None:
+        self.auth_answers.append((credentials.agreement_id, code, text))
 
     def _expect_first(self, transaction: Transaction) -> None:
         queue_id = transaction.message.queue_id

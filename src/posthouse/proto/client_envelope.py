@@ -4,7 +4,8 @@ Parameters go only where the next hop offered them. BODY=8BITMIME needs both
 the declaration and the offer; without the offer the message goes unchanged and
 undeclared (it is never converted: that would break DKIM; Postfix does the same
 with disable_mime_output_conversion). DSN parameters end where DSN ends.
-Spec: RFC 5321 §4.1.1, RFC 1870, RFC 6152, RFC 6531, RFC 3461.
+Spec: RFC 5321 §4.1.1, RFC 1870, RFC 6152, RFC 6531, RFC 3461,
+RFC 4954 §5.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ _BAD_PATH = LocalRefusal(553, "5.1.3 the envelope holds a character no command c
 
 
 def format_envelope(
-    mail: Deliverable, offered: Extensions, head: bytes
+    mail: Deliverable, offered: Extensions, head: bytes, auth: str = ""
 ) -> EnvelopeCommands | LocalRefusal:
     """Write the commands of one transaction.
 
     head: the message from its first octet; enough to hold its header section.
+    auth: the value of AUTH= (RFC 4954 §5), "" for none.
     """
     limit = offered.size_limit
     if limit and mail.size_bytes > limit:
@@ -90,6 +92,8 @@ def format_envelope(
             line += f" RET={mail.ret}"
         if mail.envid:
             line += f" ENVID={mail.envid}"
+    if auth:
+        line += f" AUTH={auth}"
     lines = [line]
     for recipient in mail.recipients:
         line = f"RCPT TO:<{recipient.address}>"

@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from posthouse.mail.credentials import Credentials
 from posthouse.proto.client_extensions import Extensions
 from posthouse.proto.client_transaction import RecipientAnswer
 from posthouse.proto.replies_in import PeerReply
@@ -19,6 +20,7 @@ class Awaited(enum.Enum):
     HELO = "HELO"
     STARTTLS = "STARTTLS"
     HANDSHAKE = "TLS handshake"
+    AUTH = "AUTH"
     MAIL = "MAIL"
     RCPT = "RCPT"
     DATA = "DATA"
@@ -38,6 +40,14 @@ class Greeted(msgspec.Struct, frozen=True):
 
 class TlsWanted(msgspec.Struct, frozen=True):
     """Shake hands now, then call `tls_established`. Octets from here on are TLS."""
+
+
+class AuthAnswered(msgspec.Struct, frozen=True):
+    """The server's last word to our AUTH; not accepted: the session goes on without."""
+
+    credentials: Credentials
+    accepted: bool
+    reply: PeerReply
 
 
 class ContentWanted(msgspec.Struct, frozen=True):
@@ -71,7 +81,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     """The last event of a session: close the connection, after what is left to write if `flush`.
 
     failure: None when it ended in good order. stage: "greeting", "ehlo",
-    "starttls", "session" or "mail". reply_code, reply_text: what the peer said, if it did.
+    "starttls", "auth", "session" or "mail". reply_code, reply_text: what the peer said, if it did.
     """
 
     failure: str | None = None
@@ -81,4 +91,4 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     flush: bool = False
 
 
-Event = Greeted | TlsWanted | ContentWanted | Settled | Returned | Probed | Ended
+Event = Greeted | TlsWanted | AuthAnswered | ContentWanted | Settled | Returned | Probed | Ended

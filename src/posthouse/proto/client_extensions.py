@@ -25,6 +25,7 @@ class Extensions(msgspec.Struct, frozen=True, kw_only=True):
     chunking: bool = False
     enhanced_codes: bool = False
     starttls: bool = False
+    auth: frozenset[bytes] = frozenset()  # SASL mechanisms, upper case (RFC 4954 §3)
 
 
 NONE: Final = Extensions()
@@ -37,11 +38,14 @@ def parse_extensions(reply: PeerReply) -> Extensions:
     """
     size_limit: int | None = None
     offered: set[bytes] = set()
+    mechanisms: list[bytes] = []
     for line in reply.more:
         keyword, *parameters = line.upper().split() or [b""]
         offered.add(keyword)
         if keyword == b"SIZE":
             size_limit = _parse_size(parameters[0]) if parameters else 0
+        elif keyword == b"AUTH":
+            mechanisms = parameters
     return Extensions(
         pipelining=b"PIPELINING" in offered,
         size_limit=size_limit,
@@ -51,6 +55,7 @@ def parse_extensions(reply: PeerReply) -> Extensions:
         chunking=b"CHUNKING" in offered,
         enhanced_codes=b"ENHANCEDSTATUSCODES" in offered,
         starttls=b"STARTTLS" in offered,
+        auth=frozenset(mechanisms),
     )
 
 

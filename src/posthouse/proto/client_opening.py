@@ -70,6 +70,11 @@ class Opening:
         self._tls = tls
         self._secure = False
 
+    @property
+    def secure(self) -> bool:
+        """True once the handshake is done."""
+        return self._secure
+
     def begin_secure(self) -> Step:
         """Greet again after the handshake: what was said in clear is forgotten (RFC 3207 §4.2)."""
         self._secure = True

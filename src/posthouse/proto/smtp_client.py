@@ -4,6 +4,9 @@ A session goes ::
 
     greeting → EHLO (→ HELO) [→ STARTTLS → handshake → EHLO] → mail … → QUIT
 
+A message with credentials makes a session under TLS authenticate first, once
+(`client_auth`); that waits for the answers under way, everything else is pipelined.
+
 With PIPELINING a transaction costs one write and one read (RFC 2920): MAIL,
 RCPT and DATA go together, and with the content, behind its final dot, the
 envelope of the next transaction. With CHUNKING a small message goes with its
@@ -17,7 +20,8 @@ delivered only by a 2xx to its own end of data.
 
 Failure: methods do not raise for anything a peer can do. After `Ended` every
 method is harmless.
-Spec: RFC 5321 §3, §4; RFC 2920; RFC 3030; RFC 3207; RFC 1870; RFC 6152; RFC 6531; RFC 3461.
+Spec: RFC 5321 §3, §4; RFC 2920; RFC 3030; RFC 3207; RFC 1870; RFC 6152; RFC 6531; RFC 3461;
+RFC 4954.
 """
 
 from __future__ import annotations
@@ -25,8 +29,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from posthouse.mail.credentials import Credentials
+from posthouse.proto.client_auth import Exchange, SessionAuth
 from posthouse.proto.client_envelope import Deliverable, LocalRefusal, format_envelope
 from posthouse.proto.client_events import (
+    AuthAnswered,
     Awaited,
     ContentWanted,
     Ended,
@@ -64,6 +71,7 @@ _STAGES: Final = {
     Awaited.HELO: "ehlo",
     Awaited.STARTTLS: "starttls",
     Awaited.HANDSHAKE: "starttls",
+    Awaited.AUTH: "auth",
     Awaited.MAIL: "mail",
     Awaited.PROBE: "mail",
 }
@@ -81,13 +89,20 @@ class ClientSession:
     """
 
     def __init__(
-        self, helo_name: str, *, tls: TlsWish = "if_offered", chunking: bool = True
+        self,
+        helo_name: str,
+        *,
+        tls: TlsWish = "if_offered",
+        chunking: bool = True,
     ) -> None:
         self.extensions: Extensions = NONE
         self.replies_seen = 0
         self.over = False
         self._opening = Opening(helo_name, tls)
         self._use_chunking = chunking
+        self._auth = SessionAuth()
+        self._exchange: Exchange | None = None  # under way
+        self._waiting: tuple[ClientTransaction, Credentials] | None = None  # for AUTH
         self._ready = False
         self._quitting = False
         self._useful = 0  # transactions that got past MAIL
@@ -119,7 +134,7 @@ class ClientSession:
     @property
     def may_begin(self) -> bool:
         """True when another transaction can be taken now."""
-        if not self._ready or self._quitting:
+        if not self._ready or self._quitting or self._waiting is not None:
             return False
         under_way = self._transactions
         if not under_way:
@@ -179,6 +194,8 @@ class ClientSession:
                 self._events.append(TlsWanted())
         elif parser.broken:
             self._break(f"protocol error: {parser.broken}", self._stage())
+        elif self._waiting is not None:
+            self._authenticate()
         if self._quitting:
             self._quit_when_idle()
 
@@ -199,16 +216,26 @@ class ClientSession:
         self._take_step(self._opening.begin_secure())
 
     def begin(
-        self, token: object, mail: Deliverable, body: bytes | None, *, octets: int, head: bytes
+        self,
+        token: object,
+        mail: Deliverable,
+        body: bytes | None,
+        *,
+        octets: int,
+        head: bytes,
+        credentials: Credentials | None = None,
     ) -> LocalRefusal | None:
         """Start a transaction; only when `may_begin`.
 
         body: the whole message, or None: then `ContentWanted` asks for it. octets: its
         exact length. head: its first octets (the header section at least); may be `body`.
+        credentials: what the message goes under, used where the server lets us.
         Returns why nothing was sent, or None.
         """
         extensions = self.extensions
-        commands = format_envelope(mail, extensions, head)
+        # The message that makes us authenticate needs no AUTH=: it is the session's own if
+        # that works, and without authentication there must be none.
+        commands = format_envelope(mail, extensions, head, self._auth.parameter(credentials))
         if isinstance(commands, LocalRefusal):
             return commands
         if not (extensions.chunking and self._use_chunking):
@@ -219,12 +246,11 @@ class ClientSession:
             manner = Manner.BDAT_LATER
         transaction = ClientTransaction(token, commands, manner, body, octets)
         self._transactions.append(transaction)
-        if extensions.pipelining:
-            self._send_envelope(transaction)
-        elif self._reset_due:
-            self._reset(transaction)
+        if credentials is not None and self._auth.wants(credentials):
+            self._waiting = (transaction, credentials)
+            self._authenticate()
         else:
-            self._send(commands.mail, _MAIL, transaction)
+            self._launch(transaction)
         return None
 
     def content(self, piece: bytes) -> bool:
@@ -312,10 +338,29 @@ class ClientSession:
                 self._events.append(Probed(reply))
                 if 200 <= reply.code < 300:
                     self._reset(None)
+            case Awaited.AUTH:
+                self._on_auth(reply)
             case Awaited.QUIT:
                 self._end("", Ended())
             case _:  # NO_MAIL_DOT: whatever was said to no message, nobody waits for it
                 pass
+
+    def _on_auth(self, reply: PeerReply) -> None:
+        exchange, waiting = self._exchange, self._waiting
+        assert exchange is not None
+        assert waiting is not None
+        line = exchange.answer(reply)
+        if line is not None:
+            self._send(line, Awaited.AUTH, None)
+            return
+        self._exchange = None
+        self._auth.end(exchange)
+        self._events.append(AuthAnswered(exchange.credentials, exchange.accepted, reply))
+        if 300 <= reply.code < 400:  # it still waits for something: no command would be one
+            self._break(f"AUTH was answered {reply}", "auth")
+        elif reply.code != _SHUTTING_DOWN:
+            self._waiting = None
+            self._launch(waiting[0])
 
     def _take_step(self, step: Step) -> None:
         match step:
@@ -326,6 +371,7 @@ class ClientSession:
             case Ready():
                 self.extensions = self._opening.extensions
                 self._ready = True
+                self._auth.offered(self.extensions.auth, secure=self._opening.secure)
                 self._events.append(Greeted(self.extensions, step.tls_refused))
             case Impossible():
                 self._break(step.why, step.stage)
@@ -423,6 +469,25 @@ class ClientSession:
 
     # ------------------------------------------------------------------ moves
 
+    def _launch(self, transaction: ClientTransaction) -> None:
+        """Send what of the envelope can go now."""
+        if self.extensions.pipelining:
+            self._send_envelope(transaction)
+        elif self._reset_due:
+            self._reset(transaction)
+        else:
+            self._send(transaction.commands.mail, _MAIL, transaction)
+
+    def _authenticate(self) -> None:
+        """Send AUTH once all is answered: none may come within a transaction (RFC 4954 §4)."""
+        if self._expected or self._waiting is None or self.over:
+            return
+        if self._reset_due:  # a transaction whose recipients were all refused is still open
+            self._reset(None)
+            return
+        self._exchange = self._auth.begin(self._waiting[1])
+        self._send(self._exchange.first, Awaited.AUTH, None)
+
     def _send(self, octets: bytes, awaited: Awaited, transaction: ClientTransaction | None) -> None:
         self._output.append(octets)
         self._expected.append((awaited, transaction))
@@ -500,6 +565,7 @@ class ClientSession:
         self._ready = False
         self._handshaking = False
         self._streaming = None
+        self._waiting = self._exchange = None
         self._expected.clear()
         while self._transactions:
             transaction = self._transactions.popleft()

@@ -25,6 +25,7 @@ import msgspec
 from posthouse import observe
 from posthouse.errors import StorageError
 from posthouse.ports import Connector, QueuedMessage, Resolver, Spool
+from posthouse.ports_agreements import AgreementSecrets
 from posthouse.services.relay_ledger import Later, Ledger, Timer
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import CLAIM_RETRY_SECONDS
@@ -35,6 +36,7 @@ from posthouse.services.relay_settings import (
     RelaySettings,
     RouteSettings,
 )
+from posthouse.services.relay_vouching import Vouching
 
 LOOK_SECONDS: Final = 60.0
 """How often the table is compared with what the relay knows: the bound on a lost bell."""
@@ -43,7 +45,10 @@ NAMED_DOMAINS: Final = 5  # in an alert; there may be thousands
 
 
 class Relay:
-    """See the module. `routes`: every configured domain. `later`: `loop.call_later` by default."""
+    """See the module. `routes`: every configured domain. `later`: `loop.call_later` by default.
+
+    secrets: passwords of agreements, None where there are none.
+    """
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Relay:
         clock_us: Callable[[], int],
         dice: random.Random,
         later: Later | None = None,
+        secrets: AgreementSecrets | None = None,
     ) -> None:
         if later is None:
             later = asyncio.get_running_loop().call_later
@@ -71,6 +77,7 @@ class Relay:
             later=later,
             ledger=self._ledger,
             look=self._look,
+            vouching=Vouching(secrets, clock_us),
         )
         self._wanted = dict(routes)
         self._routes: dict[str, Route] = {}

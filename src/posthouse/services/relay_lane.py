@@ -13,6 +13,7 @@ import msgspec
 from posthouse import observe
 from posthouse.domain.replies import Effect, Fate, Meaning, classify_reply, dsn_code
 from posthouse.domain.schedule import delay_us
+from posthouse.mail.credentials import Credentials
 from posthouse.mail.queueid import format_queue_id
 from posthouse.ports import (
     Outcome,
@@ -75,11 +76,13 @@ class Lane:
         "served",
         "session",
         "still_ticks",
+        "target",
     )
 
     def __init__(self, owner: Owner, target: Target) -> None:
         self.owner = owner
         self.session: Session | None = None
+        self.target = target
         self.relay = f"{target.host}[{target.address}]:{target.port}"
         self.leaving = False
         self.resting = False
@@ -120,6 +123,9 @@ class Lane:
             return None
         self.outstanding += 1
         self.quiet_ticks = 0
+        vouching = self.owner.means.vouching
+        if vouching.active:
+            transaction.credentials = vouching.find(self.target, transaction.message)
         return transaction
 
     def _pass_over(self, transaction: Transaction | None) -> Transaction | None:
@@ -186,6 +192,10 @@ class Lane:
         for recipient in message.recipients:
             self._defer(message, recipient, reason, "")
         owner.queue.forget_body(transaction)
+
+    def auth_answered(self, credentials: Credentials, *, code: int, text: str) -> None:
+        """See `ports.WorkSource`."""
+        self.owner.means.vouching.answered(self.target, credentials, code, text)
 
     def _settle(
         self, message: QueuedMessage, recipient: QueuedRecipient, result: RecipientResult

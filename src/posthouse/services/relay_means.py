@@ -11,12 +11,14 @@ from posthouse import observe
 from posthouse.ports import Connector, Resolver, Spool
 from posthouse.services.relay_ledger import Later, Ledger
 from posthouse.services.relay_settings import RelaySettings
+from posthouse.services.relay_vouching import Vouching
 
 
 class Means:
     """Handed to every route. `settings` is swapped whole by a reload.
 
     body_bytes: octets of message bodies in memory now, all routes together.
+    vouching: the agreements that mail goes under.
     look: compare all queues with the table now (`ReadyQueue.notice` hears of it).
     """
 
@@ -32,6 +34,7 @@ class Means:
         later: Later,
         ledger: Ledger,
         look: Callable[[], None],
+        vouching: Vouching,
     ) -> None:
         self.spool = spool
         self.connector = connector
@@ -42,6 +45,7 @@ class Means:
         self.later = later
         self.ledger = ledger
         self.look = look
+        self.vouching = vouching
         self.body_bytes = 0
         self.tasks: set[asyncio.Task[None]] = set()
 

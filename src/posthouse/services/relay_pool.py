@@ -290,6 +290,8 @@ class SessionPool:
 
     def _ended(self, lane: Lane, end: SessionEnd) -> None:
         said = end.reply_text or end.failure or ""
+        if end.stage == "auth":
+            self.means.vouching.broke(lane.target)
         if end.stage == "mail" and end.reply_code:  # `finished` told the rest of it already
             if 500 <= end.reply_code <= 599 and self.queue.is_open:
                 self._leader.refused_at_mail(

@@ -21,6 +21,7 @@ from posthouse.errors import BodyDamaged, NextHopFailure, StorageError, TlsFaile
 from posthouse.ports import Body, RecipientResult, SessionEnd, Target, Transaction, WorkSource
 from posthouse.proto.client_envelope import LocalRefusal
 from posthouse.proto.client_events import (
+    AuthAnswered,
     Awaited,
     ContentWanted,
     Ended,
@@ -256,6 +257,11 @@ class SmtpSession(asyncio.Protocol):
                     self._opened.set_result(event)
             case TlsWanted():
                 self._shake_hands()
+            case AuthAnswered():
+                assert self._source is not None
+                self._source.auth_answered(
+                    event.credentials, code=event.reply.code, text=event.reply.text
+                )
             case Probed():
                 if self._probed is not None and not self._probed.done():
                     self._probed.set_result(event.reply)
@@ -341,7 +347,12 @@ class SmtpSession(asyncio.Protocol):
 
     def _begin_whole(self, transaction: Transaction, source: WorkSource, body: bytes) -> bool:
         refusal = self._client.begin(
-            transaction, transaction.message, body, octets=len(body), head=body
+            transaction,
+            transaction.message,
+            body,
+            octets=len(body),
+            head=body,
+            credentials=transaction.credentials,
         )
         return refusal is None or self._refuse(transaction, source, refusal)
 
@@ -349,7 +360,12 @@ class SmtpSession(asyncio.Protocol):
         self, transaction: Transaction, source: WorkSource, content: _Content, head: bytes
     ) -> bool:
         refusal = self._client.begin(
-            transaction, transaction.message, None, octets=content.body.size_bytes, head=head
+            transaction,
+            transaction.message,
+            None,
+            octets=content.body.size_bytes,
+            head=head,
+            credentials=transaction.credentials,
         )
         if refusal is None:
             self._contents[id(transaction)] = content
