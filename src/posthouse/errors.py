@@ -10,6 +10,8 @@
     │   ├── StorageBroken          a write, fsync or read failed
     │   └── StorageBusy            another process holds the shard
     ├── BodyDamaged                a stored body does not match its checksum or length
+    ├── DocumentError              a document of another party that is not well-formed
+    ├── RosterRefused              a roster that fails a check; changes nothing
     ├── AddressError               a path or mailbox that RFC 5321 does not allow
     ├── DnsTemporary               DNS gave no answer; says nothing about the domain
     ├── TlsFailed                  a handshake or a record failed
@@ -84,6 +86,29 @@ class BodyDamaged(PosthouseError):
     """A stored body does not match its recorded length or checksum."""
 
     temporary = False
+
+
+class DocumentError(PosthouseError):
+    """A document that the protocol does not allow: no I-JSON, a member missing or ill-typed."""
+
+    temporary = False
+    public = "malformed document"
+
+
+class RosterRefused(PosthouseError):
+    """A roster, or a delta of one, that fails a check. It changes nothing.
+
+    check: which one, a word for tests and status: "form", "length", "signature",
+    "header", "domain", "publisher", "key", "times", "rules", "serial", "order",
+    "hash", "postmaster", "delta".
+    """
+
+    temporary = False
+    public = "roster refused"
+
+    def __init__(self, check: str, detail: str) -> None:
+        super().__init__(detail)
+        self.check = check
 
 
 class AddressError(PosthouseError):

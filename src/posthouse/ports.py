@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from posthouse.domain.finding import Finding as Finding
 from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Client, Envelope
 
@@ -273,15 +274,6 @@ class AcceptListener(Protocol):
 
 
 # --------------------------------------------------------------------------- recipients
-
-
-class Finding(enum.Enum):
-    """What a recipient directory knows of one local part."""
-
-    VOUCHED = "vouched"  # exists
-    CATCH_ALL = "catch_all"  # the domain takes every local part
-    ABSENT = "absent"  # proven not to exist
-    UNKNOWN = "unknown"  # no list, or none loaded yet
 
 
 class RecipientDirectory(Protocol):

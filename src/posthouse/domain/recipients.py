@@ -75,6 +75,12 @@ def fold(content: str, how: Fold, *, cut: bool) -> str:
     return text
 
 
+def fold_case(content: str, how: Fold) -> str:
+    """The first step of `fold` alone: what the rules of a roster are matched against."""
+    text = unicodedata.normalize("NFC", content)
+    return unicodedata.normalize("NFC", text.lower()) if how.case == "lower" else text
+
+
 def fold_both(content: str, how: Fold) -> tuple[str, str]:
     """Give the texts of a look-up in their order: subaddress kept, then cut."""
     kept = fold(content, how, cut=False)
