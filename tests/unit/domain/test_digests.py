@@ -15,8 +15,7 @@ from posthouse.mail.address import normalize_domain, unquote_local_part
 from posthouse.mail.roster import DigestScheme
 
 SCHEMES: dict[str, DigestScheme] = {
-    name: msgspec.convert(scheme, DigestScheme)
-    for name, scheme in VECTORS["digests"].items()
+    name: msgspec.convert(scheme, DigestScheme) for name, scheme in VECTORS["digests"].items()
 }
 
 
