@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,19 @@ import msgspec
 import pytest
 
 from fakes.memory_spool import MemorySpool
-from fakes.server_owner import QUEUED, Owner, make_reception, read_until_quiet
+from fakes.server_owner import (
+    QUEUED,
+    DictDirectories,
+    LateDirectories,
+    Owner,
+    make_reception,
+    read_until_quiet,
+)
 from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings
 from posthouse.mail.queueid import parse_queue_id
 from posthouse.ports import Selection
 from posthouse.proto.server_events import ServerLimits
+from posthouse.services.reception import Directories
 
 FILES = sorted((Path(__file__).parent / "server").glob("*.txt"))
 
@@ -105,14 +114,15 @@ def test_dialogue_in_lock_step(path: Path) -> None:
     check(owner, dialogue)
 
 
+@pytest.mark.parametrize("directories", [DictDirectories, LateDirectories])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-async def test_dialogue_over_a_socket(path: Path) -> None:
-    """The door on a real socket says the same and stores the same octets."""
+async def test_dialogue_over_a_socket(path: Path, directories: Callable[[], Directories]) -> None:
+    """The door on a real socket says the same and stores the same octets, early verdict or late."""
     dialogue = load(path)
     spool = MemorySpool()
     keeper = Doorkeeper(
         DoorSettings(limits=dialogue.limits, reverse_dns=False),
-        reception=make_reception(spool),
+        reception=make_reception(spool, directories=directories()),
         resolver=None,
         tls=None,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from fakes.memory_spool import MemorySpool
-from posthouse.domain.verdict import WhenUnknown
+from posthouse.domain.verdict import Verdict, WhenUnknown
 from posthouse.mail.address import Mailbox
 from posthouse.mail.reply import Reply
 from posthouse.ports import Finding
+from posthouse.ports_session import SessionFacts
 from posthouse.proto.server_events import (
     Closing,
     Content,
@@ -21,7 +22,7 @@ from posthouse.proto.server_events import (
     ServerLimits,
 )
 from posthouse.proto.smtp_server import ServerSession
-from posthouse.services.reception import Reception, ReceptionSettings
+from posthouse.services.reception import Directories, Reception, ReceptionSettings
 
 USERS: Mapping[str, frozenset[str]] = {
     "example.com": frozenset({"alice", "bob", "carol", "josé"}),
@@ -46,12 +47,31 @@ class DictDirectories:
         return Finding.ABSENT
 
 
-def make_reception(spool: MemorySpool, *, hostname: str = "mx2.example.net") -> Reception:
+class LateDirectories(DictDirectories):
+    """The same, but every answer takes a few turns of the loop."""
+
+    def find(self, domain: str, local_part: str) -> Awaitable[Finding]:  # type: ignore[override]
+        finding = super().find(domain, local_part)
+
+        async def later() -> Finding:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            return finding
+
+        return later()
+
+
+def make_reception(
+    spool: MemorySpool,
+    *,
+    hostname: str = "mx2.example.net",
+    directories: Directories | None = None,
+) -> Reception:
     """A reception for USERS' domains in front of `spool`."""
     return Reception(
         ReceptionSettings(hostname=hostname, domains=dict.fromkeys(USERS, WhenUnknown.DEFER)),
         spool=spool,
-        directories=DictDirectories(),
+        directories=directories or DictDirectories(),
         clock_us=lambda: 1_800_000_000_000_000,
     )
 
@@ -62,6 +82,7 @@ class Owner:
     def __init__(self, limits: ServerLimits) -> None:
         self.session = ServerSession(limits)
         self.reception = make_reception(MemorySpool(), hostname=limits.hostname)
+        self.facts = SessionFacts(address="192.0.2.1", network="192.0.2")
         self.messages: list[bytes] = []
         self.pieces: list[bytes] = []
         self.received = 0
@@ -82,7 +103,9 @@ class Owner:
                 self.session.answer(Reply(250, "2.1.0", "Ok"))
             elif isinstance(event, Rcpt):
                 assert isinstance(event.recipient, Mailbox)
-                self.session.answer(self.reception.judge_recipient(event.recipient).reply)
+                verdict = self.reception.judge_recipient(event.recipient, self.facts)
+                assert isinstance(verdict, Verdict)
+                self.session.answer(verdict.reply)
             elif isinstance(event, DataRequest):
                 self.pieces = []
                 self.session.open_data()

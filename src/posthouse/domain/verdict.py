@@ -24,11 +24,16 @@ class WhenUnknown(enum.Enum):
     DEFER = "defer"
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """The answer to one RCPT; domain: whose queue it goes to ("" when refused)."""
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """The answer to one RCPT; domain: whose queue it goes to ("" when refused).
+
+    canonical: what the recipient is called by who vouched for it, "" when nobody did by name;
+    opaque here, it is handed to those who are told of accepted messages.
+    """
 
     reply: Reply
     domain: str = ""
+    canonical: str = ""
 
 
 RECIPIENT_OK = Reply(250, "2.1.5", "Ok")
@@ -53,6 +58,10 @@ def not_verified(spelled: str) -> Reply:
     return Reply(
         451, "4.4.3", f"<{spelled}>: Recipient address cannot be verified now, try again later"
     )
+
+
+NOT_JUDGED = Reply(451, "4.3.0", "Recipient cannot be checked now, try again later")
+"""Our own fault: the check failed or took too long (RFC 3463: X.3.0)."""
 
 
 def is_postmaster(mailbox: Mailbox) -> bool:

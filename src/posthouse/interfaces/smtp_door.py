@@ -16,18 +16,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import ipaddress
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import cast
 
 import msgspec
 
 from posthouse import observe
+from posthouse.domain.client_network import client_network, plain_address
+from posthouse.domain.verdict import NOT_JUDGED, Verdict
 from posthouse.errors import PosthouseError, TlsFailed
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports import Resolver, TlsChannel, TlsServer
+from posthouse.ports_session import OpenLetter, SessionFacts
 from posthouse.proto import server_replies
 from posthouse.proto.server_events import (
     Abort,
@@ -43,7 +45,7 @@ from posthouse.proto.server_events import (
     StartTls,
 )
 from posthouse.proto.smtp_server import ServerSession
-from posthouse.services.reception import NO_STORAGE_AFTER, Letter, Reception, make_recipient
+from posthouse.services.reception import NO_STORAGE_AFTER, Reception, make_recipient
 
 # Commands looked at before other sessions get their turn: 200 RCPT are about a millisecond.
 _EVENTS_A_TURN = 200
@@ -61,8 +63,9 @@ _LAST_SECONDS = 3.0
 class DoorSettings:
     """Limits of one worker's door. Times in seconds, the rest counts.
 
-    max_connections_per_client counts a client network: IPv4 /24, IPv6 /64
-    (a home or a host gets at least a /64; precedent: postscreen, rspamd).
+    max_connections_per_client counts a client network (domain/client_network).
+    verdict_timeout: how long one recipient may take to be checked; clients wait five
+    minutes for a reply to RCPT (RFC 5321 §4.5.3.2.3), often for several in turn.
     """
 
     limits: ServerLimits
@@ -72,6 +75,7 @@ class DoorSettings:
     total_timeout: float = 3600.0
     reverse_dns: bool = True
     reverse_dns_timeout: float = 5.0
+    verdict_timeout: float = 60.0
 
 
 class Doorkeeper:
@@ -145,14 +149,13 @@ class Doorkeeper:
         """True once the worker is shutting down."""
         return self._leaving
 
-    def admit(self, session: SmtpDoor, address: str) -> Reply | None:
+    def admit(self, session: SmtpDoor, address: str, network: str) -> Reply | None:
         """Count a session in, or say why not (421)."""
         host = self.settings.limits.hostname
         if self._leaving:
             return Reply(421, "4.3.2", f"{host} Service shutting down, try again later")
         if len(self.sessions) >= self.settings.max_connections:
             return Reply(421, "4.7.0", f"{host} Error: too many connections, try again later")
-        network = client_network(address)
         count = self._networks.get(network, 0)
         if count >= self.settings.max_connections_per_client:
             return Reply(421, "4.7.0", f"{host} Error: too many connections from {address}")
@@ -160,12 +163,11 @@ class Doorkeeper:
         self.sessions.add(session)
         return None
 
-    def forget(self, session: SmtpDoor, address: str) -> None:
+    def forget(self, session: SmtpDoor, network: str) -> None:
         """Count a session out."""
         if session not in self.sessions:
             return
         self.sessions.discard(session)
-        network = client_network(address)
         count = self._networks.get(network, 0) - 1
         if count > 0:
             self._networks[network] = count
@@ -183,14 +185,7 @@ class Doorkeeper:
                 self._guard(session, partial(session.check_time, now))
 
 
-def client_network(address: str) -> str:
-    """The network a connection limit counts: IPv4 /24, IPv6 /64, an IPv4-mapped one as IPv4."""
-    if ":" not in address:
-        return address.rpartition(".")[0]
-    parsed = ipaddress.IPv6Address(address.partition("%")[0])
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped).rpartition(".")[0]
-    return parsed.exploded[:19]
+_NOBODY = SessionFacts(address="", network="")
 
 
 class SmtpDoor(asyncio.Protocol):
@@ -198,9 +193,9 @@ class SmtpDoor(asyncio.Protocol):
 
     __slots__ = (
         "_address", "_began", "_busy", "_channel", "_closing", "_closing_since", "_committing",
-        "_keeper", "_last", "_letter", "_messages", "_name", "_name_task", "_parting", "_port",
-        "_recipients", "_session", "_stalled", "_tls", "_transport", "_turn", "_unread",
-        "_writing_paused",
+        "_facts", "_judging", "_judging_since", "_keeper", "_last", "_letter", "_messages",
+        "_name", "_name_task", "_parting", "_port", "_recipients", "_session", "_stalled", "_tls",
+        "_transport", "_turn", "_unread", "_verdicts", "_writing_paused",
     )  # fmt: skip
 
     def __init__(self, keeper: Doorkeeper) -> None:
@@ -213,8 +208,12 @@ class SmtpDoor(asyncio.Protocol):
         self._session = ServerSession(limits)
         self._transport: asyncio.Transport | None = None
         self._channel: TlsChannel | None = None
-        self._letter: Letter | None = None
+        self._letter: OpenLetter | None = None
         self._recipients: list[Recipient] = []
+        self._verdicts: list[Verdict] = []  # of these recipients
+        self._facts = _NOBODY
+        self._judging: asyncio.Future[Verdict] | None = None
+        self._judging_since = 0.0
         self._name = "unknown"
         self._name_task: asyncio.Task[None] | None = None
         self._address = ""
@@ -243,7 +242,8 @@ class SmtpDoor(asyncio.Protocol):
             transport.abort()
             return
         self._address, self._port = plain_address(peer[0]), peer[1]
-        refusal = self._keeper.admit(self, self._address)
+        self._facts = SessionFacts(address=self._address, network=client_network(self._address))
+        refusal = self._keeper.admit(self, self._address, self._facts.network)
         if refusal is not None:
             observe.connection_refused(self._address, str(refusal))
             self._closing = True
@@ -298,6 +298,8 @@ class SmtpDoor(asyncio.Protocol):
             self._turn.cancel()
         if self._name_task is not None:
             self._name_task.cancel()
+        if self._judging is not None:
+            self._judging.cancel()
         if self._letter is not None and not self._busy:
             self._letter.discard()
             self._letter = None
@@ -308,7 +310,7 @@ class SmtpDoor(asyncio.Protocol):
             observe.client_gone(
                 self._name, self._address, commands=session.commands, messages=self._messages
             )
-        self._keeper.forget(self, self._address)
+        self._keeper.forget(self, self._facts.network)
 
     def pause_writing(self) -> None:
         """The client does not read its replies: read no more commands."""
@@ -328,15 +330,19 @@ class SmtpDoor(asyncio.Protocol):
             if now - self._closing_since > _CLOSING_SECONDS:
                 self.abort()  # it does not fetch its last replies
             return
-        if self._busy:
-            return
         settings = self._keeper.settings
+        judging = self._judging
+        if judging is not None:
+            if now - self._judging_since > settings.verdict_timeout:
+                judging.cancel()  # 451: `_judged`
+        elif self._busy:
+            return
         channel = self._channel
         if channel is not None and not channel.established:
             if now - self._last > _TLS_HANDSHAKE_SECONDS:
                 self.cut("timeout")
                 return
-        elif now - self._last > settings.idle_timeout:
+        elif judging is None and now - self._last > settings.idle_timeout:
             self.cut("timeout")
             return
         # A message under way may finish, but not for ever.
@@ -370,6 +376,8 @@ class SmtpDoor(asyncio.Protocol):
             return
         host = self._keeper.settings.limits.hostname
         code = "4.3.2" if why.startswith("server") else "4.4.2"
+        if self._judging is not None:
+            self._judging.cancel()
         self._session.close_with(Reply(421, code, f"{host} Error: {why}"), why)
         observe.session_cut(self._name, self._address, self._session.last_command, why)
         if self._writing_paused:
@@ -496,7 +504,7 @@ class SmtpDoor(asyncio.Protocol):
             self._on_end(event)
         elif isinstance(event, Abort):
             self._drop_letter()
-            self._recipients = []
+            self._recipients, self._verdicts = [], []
         elif isinstance(event, StartTls):
             self._on_starttls()
         elif isinstance(event, Closing):
@@ -523,17 +531,27 @@ class SmtpDoor(asyncio.Protocol):
         refusal = self._keeper.reception.judge_mail()
         if refusal is not None:
             self._log_refusal("MAIL", refusal)
-        self._recipients = []
-        self._session.answer(refusal if refusal is not None else server_replies.SENDER_OK)
+        self._recipients, self._verdicts = [], []
+        facts, session = self._facts, self._session
+        facts.name, facts.helo, facts.tls = self._name, session.helo, session.tls
+        facts.sender = self._sender_text()
+        session.answer(refusal if refusal is not None else server_replies.SENDER_OK)
 
     def _on_rcpt(self, event: Rcpt) -> None:
+        verdict = self._keeper.reception.judge_recipient(event.recipient, self._facts)
+        if isinstance(verdict, Verdict):
+            self._answer_rcpt(event, verdict)
+        else:
+            self._wait_for_verdict(event, verdict)
+
+    def _answer_rcpt(self, event: Rcpt, verdict: Verdict) -> None:
         mailbox = event.recipient
-        verdict = self._keeper.reception.judge_recipient(mailbox)
         reply = verdict.reply
         if reply.code < 400:
             self._recipients.append(
                 make_recipient(mailbox, verdict.domain, event.params.notify, event.params.orcpt)
             )
+            self._verdicts.append(verdict)
             self._session.answer(server_replies.RECIPIENT_OK)
             return
         observe.recipient_refused(
@@ -567,6 +585,8 @@ class SmtpDoor(asyncio.Protocol):
                 protocol=self._protocol(),
                 tls=session.tls,
             ),
+            self._facts,
+            self._verdicts,
         )
         if isinstance(opened, Reply):
             self._log_refusal("DATA", opened)
@@ -591,13 +611,17 @@ class SmtpDoor(asyncio.Protocol):
         """The disk has spoken: only now may the client hear 250."""
         letter, self._letter = self._letter, None
         self._busy = self._committing = False
-        self._recipients = []
+        self._recipients, self._verdicts = [], []
         if letter is None:
             return
         error = None if done.cancelled() else done.exception()
         if error is None and not done.cancelled():
-            self._messages += 1
-            self._session.answer(letter.accepted())
+            reply = letter.accepted()
+            if reply.code < 300:
+                self._messages += 1
+            else:
+                self._log_refusal("END-OF-MESSAGE", reply)
+            self._session.answer(reply)
         else:
             letter.discard()
             observe.counters.storage_refusals += 1
@@ -635,7 +659,7 @@ class SmtpDoor(asyncio.Protocol):
 
     # ------------------------------------------------------------------ waiting
 
-    def _wait_for_disk(self, letter: Letter) -> None:
+    def _wait_for_disk(self, letter: OpenLetter) -> None:
         self._busy = True
         self._stall()
         asyncio.ensure_future(letter.drain()).add_done_callback(self._disk_ready)
@@ -648,6 +672,29 @@ class SmtpDoor(asyncio.Protocol):
         if self._closing:
             self._drop_letter()
             return
+        self._pump()
+
+    def _wait_for_verdict(self, event: Rcpt, verdict: Awaitable[Verdict]) -> None:
+        """Commands pipelined behind this one wait too, so that replies keep their order."""
+        self._busy = True
+        self._judging_since = asyncio.get_running_loop().time()
+        self._judging = asyncio.ensure_future(verdict)
+        self._judging.add_done_callback(partial(self._judged, event))
+
+    def _judged(self, event: Rcpt, done: asyncio.Future[Verdict]) -> None:
+        self._busy, self._judging = False, None
+        self._last = asyncio.get_running_loop().time()
+        error: BaseException | None = TimeoutError("it took too long")
+        if not done.cancelled():
+            error = done.exception()
+        if self._closing:
+            return
+        if error is None:
+            verdict = done.result()
+        else:
+            observe.trouble("smtpd", f"no verdict for <{event.recipient.spelled}>", error)
+            verdict = Verdict(NOT_JUDGED)
+        self._answer_rcpt(event, verdict)
         self._pump()
 
     def _wait_for_name(self) -> None:
@@ -704,9 +751,3 @@ class SmtpDoor(asyncio.Protocol):
         if channel.eof:
             self._unread = True  # what came with the close_notify is handled first
         return plain
-
-
-def plain_address(host: str) -> str:
-    """The peer's address without zone; an IPv4-mapped IPv6 address as IPv4."""
-    host = host.partition("%")[0]
-    return host[7:] if host.startswith("::ffff:") and "." in host else host

@@ -9,7 +9,7 @@ their reply. Spec: RFC 5321 §3.3, §4.5.1, §6.1, §6.3; RFC 3848 for `with`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from posthouse import observe
@@ -21,12 +21,19 @@ from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id
 from posthouse.mail.reply import Reply
 from posthouse.ports import Finding, Incoming, Spool
+from posthouse.ports_session import (
+    Accepted,
+    AfterCommit,
+    OpenLetter,
+    SessionFacts,
+    WrapLetter,
+)
 
 
 class Directories(Protocol):
     """Who exists in every backed-up domain (ports.RecipientDirectory, one a domain)."""
 
-    def find(self, domain: str, local_part: str) -> Finding: ...
+    def find(self, domain: str, local_part: str) -> Finding | Awaitable[Finding]: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +52,22 @@ TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is looping")
 class Letter:
     """One message on its way from the door to the spool."""
 
-    __slots__ = ("_client", "_envelope", "_incoming", "_scan", "_spool", "queue_id")
+    __slots__ = (
+        "_client", "_envelope", "_hooks", "_incoming", "_scan", "_spool", "_verdicts", "queue_id",
+    )  # fmt: skip
 
     def __init__(
-        self, spool: Spool, incoming: Incoming, envelope: Envelope, client: Client
+        self,
+        spool: Spool,
+        incoming: Incoming,
+        envelope: Envelope,
+        client: Client,
+        *,
+        hooks: Sequence[AfterCommit] = (),
+        verdicts: Sequence[verdict.Verdict] = (),
     ) -> None:
+        self._hooks = hooks
+        self._verdicts = verdicts
         self._spool = spool
         self._incoming = incoming
         self._envelope = envelope
@@ -91,11 +109,30 @@ class Letter:
             recipients=[recipient.address for recipient in self._envelope.recipients],
             message_id=self._scan.message_id,
         )
+        if self._hooks:
+            self._tell()
         return Reply(250, "2.0.0", f"Ok: queued as {self.queue_id}")
+
+    def _tell(self) -> None:
+        accepted = Accepted(
+            queue_id=self._incoming.queue_id,
+            envelope=self._envelope,
+            client=self._client,
+            verdicts=tuple(self._verdicts),
+        )
+        for hook in self._hooks:
+            try:
+                hook(accepted)
+            except Exception as error:  # it must not cost the sender its 250
+                observe.trouble("smtpd", f"{self.queue_id}: after its commit", error)
 
 
 class Reception:
-    """The verdicts and the way into the spool, for every session of one worker."""
+    """The verdicts and the way into the spool, for every session of one worker.
+
+    after_commit: who is told of durable messages, in this order.
+    wrap_letter: who stands between the door and every new letter, or None.
+    """
 
     def __init__(
         self,
@@ -111,6 +148,8 @@ class Reception:
         self._clock_us = clock_us
         self._date_second = -1
         self._date = ""
+        self.after_commit: list[AfterCommit] = []
+        self.wrap_letter: WrapLetter | None = None
 
     def reload(self, settings: ReceptionSettings) -> None:
         """Put new settings in force; sessions under way see them at their next command."""
@@ -123,8 +162,17 @@ class Reception:
             return NO_STORAGE
         return None
 
-    def judge_recipient(self, mailbox: Mailbox) -> verdict.Verdict:
-        """The verdict at RCPT (see domain/verdict)."""
+    def judge_recipient(
+        self,
+        mailbox: Mailbox,
+        session: SessionFacts,  # noqa: ARG002 (for verdicts that depend on the client)
+    ) -> verdict.Verdict | Awaitable[verdict.Verdict]:
+        """The verdict at RCPT (see domain/verdict).
+
+        At once, or an awaitable where the answer takes longer. The awaitable is
+        cancelled when the client leaves: whoever shares one shields it. What it
+        raises is our own fault (451).
+        """
         domains = self._settings.domains
         domain = mailbox.domain
         postmaster = verdict.is_postmaster(mailbox)
@@ -135,14 +183,34 @@ class Reception:
         if postmaster:
             return verdict.Verdict(verdict.RECIPIENT_OK, domain)
         finding = self._directories.find(domain, mailbox.local)
+        if isinstance(finding, Finding):
+            return self._decide(mailbox, domain, finding)
+        return self._decide_later(mailbox, domain, finding)
+
+    async def _decide_later(
+        self, mailbox: Mailbox, domain: str, finding: Awaitable[Finding]
+    ) -> verdict.Verdict:
+        return self._decide(mailbox, domain, await finding)
+
+    @staticmethod
+    def _decide(mailbox: Mailbox, domain: str, finding: Finding) -> verdict.Verdict:
         if finding is Finding.VOUCHED or finding is Finding.CATCH_ALL:
             return verdict.Verdict(verdict.RECIPIENT_OK, domain)
         if finding is Finding.ABSENT:
             return verdict.Verdict(verdict.user_unknown(mailbox.spelled))
         return verdict.Verdict(verdict.not_verified(mailbox.spelled))
 
-    def open_letter(self, envelope: Envelope, client: Client) -> Letter | Reply:
-        """Begin a message: the trace field goes in first. A Reply (4xx) when the spool cannot."""
+    def open_letter(
+        self,
+        envelope: Envelope,
+        client: Client,
+        session: SessionFacts,
+        verdicts: Sequence[verdict.Verdict],
+    ) -> OpenLetter | Reply:
+        """Begin a message: the trace field goes in first. A Reply (4xx) when the spool cannot.
+
+        verdicts: one for each recipient of the envelope.
+        """
         try:
             incoming = self._spool.begin()
         except StorageError as error:
@@ -159,7 +227,11 @@ class Reception:
                 date=self._now(),
             )
         )
-        return Letter(self._spool, incoming, envelope, client)
+        letter = Letter(
+            self._spool, incoming, envelope, client, hooks=self.after_commit, verdicts=verdicts
+        )
+        wrap = self.wrap_letter
+        return letter if wrap is None else wrap(letter, envelope, session)
 
     def _now(self) -> str:
         second = self._clock_us() // 1_000_000

@@ -5,101 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trustme
 
 from fakes.memory_spool import MemorySpool
+from fakes.open_door import SlowSpool, open_door, stored, talk, until
 from fakes.resolver import FakeResolver
-from fakes.server_owner import make_reception
 from posthouse.errors import StorageBroken, StorageFull
 from posthouse.interfaces.smtp_door import (
-    Doorkeeper,
-    DoorSettings,
     SmtpDoor,
-    client_network,
-    plain_address,
 )
-from posthouse.mail.envelope import Client, Envelope
-from posthouse.ports import Incoming, Selection, TlsServer
+from posthouse.ports import Selection
 from posthouse.proto.server_events import ServerLimits
 from posthouse.transports.tls import TlsServer as RealTlsServer
-
-LIMITS = ServerLimits(hostname="mx2.example.net")
-
-
-@contextlib.asynccontextmanager
-async def open_door(
-    spool: MemorySpool,
-    *,
-    limits: ServerLimits = LIMITS,
-    tls: TlsServer | None = None,
-    resolver: FakeResolver | None = None,
-    **settings: float,
-) -> AsyncIterator[tuple[Doorkeeper, int]]:
-    keeper = Doorkeeper(
-        DoorSettings(limits=limits, reverse_dns=resolver is not None, **settings),  # type: ignore[arg-type]
-        reception=make_reception(spool),
-        resolver=resolver,
-        tls=tls,
-    )
-    keeper.start()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(keeper.make_session, "127.0.0.1", 0)
-    try:
-        yield keeper, server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await keeper.leave(0)
-        await server.wait_closed()
-
-
-class Talker:
-    """A client that says lines and reads whole replies."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def hear(self) -> str:
-        lines = []
-        while True:
-            line = (await self.reader.readline()).decode()
-            lines.append(line)
-            if line[3:4] != "-":
-                return "".join(lines)
-
-    async def say(self, text: str | bytes) -> str:
-        self.writer.write(text if isinstance(text, bytes) else text.encode() + b"\r\n")
-        return await self.hear()
-
-    async def to_content(self) -> None:
-        assert (await self.say("EHLO c")).startswith("250")
-        assert (await self.say("MAIL FROM:<a@b.example>")).startswith("250")
-        assert (await self.say("RCPT TO:<alice@example.com>")).startswith("250")
-        assert (await self.say("DATA")).startswith("354")
-
-
-@contextlib.asynccontextmanager
-async def talk(port: int) -> AsyncIterator[Talker]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        yield Talker(reader, writer)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until something is so (the test's time-out bounds it)."""
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
-async def stored(spool: MemorySpool) -> int:
-    return len(await spool.list_messages(Selection(), after=None, limit=1000))
 
 
 async def test_connection_limits() -> None:
@@ -167,21 +87,6 @@ async def test_failing_disk_after_data_is_temporary() -> None:
         spool.trouble = StorageBroken("cannot open")
         assert (await client.say("DATA")).startswith("452 4.3.1")
         assert (await client.say(b"BDAT 3 LAST\r\n" + b"x\r\n")).startswith("503")
-
-
-class SlowSpool(MemorySpool):
-    """Commits only when told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = asyncio.Event()
-
-    def commit(self, incoming: Incoming, *, envelope: Envelope, client: Client) -> Awaitable[None]:
-        async def later() -> None:
-            await self.go.wait()
-            await super(SlowSpool, self).commit(incoming, envelope=envelope, client=client)
-
-        return later()
 
 
 async def test_no_250_before_the_commit() -> None:
@@ -555,14 +460,3 @@ async def test_reverse_name_is_in_the_trace() -> None:
     assert message.client.name == "client.example"
     text = await (await spool.open_body(message.queue_id)).read(1 << 16)
     assert text.startswith(b"Received: from c (client.example [127.0.0.1])\r\n")
-
-
-def test_networks() -> None:
-    """Connections are counted per IPv4 /24 and IPv6 /64; mapped addresses are IPv4."""
-    assert client_network("192.0.2.7") == client_network("192.0.2.250")
-    assert client_network("192.0.2.7") != client_network("192.0.3.7")
-    assert client_network("2001:db8::1") == client_network("2001:db8:0:0:ffff::1")
-    assert client_network("2001:db8::1") != client_network("2001:db8:0:1::1")
-    assert client_network("::ffff:192.0.2.7") == client_network("192.0.2.9")
-    assert plain_address("::ffff:192.0.2.7") == "192.0.2.7"
-    assert plain_address("fe80::1%eth0") == "fe80::1"
