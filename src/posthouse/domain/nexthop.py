@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -159,6 +159,11 @@ def parse_next_hop(text: str) -> HostPort:
     if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
         raise ValueError(f"{text!r}: {port!r} is not a port (1 to 65535)")
     return HostPort(host, int(port))
+
+
+def next_hop_key(domain: str, hops: Iterable[HostPort]) -> str:
+    """Name a next hop: those with the same fixed places are one; one that follows MX is alone."""
+    return ",".join(map(str, hops)) or f"mx:{domain}"
 
 
 def _check_host(text: str, host: str) -> str:

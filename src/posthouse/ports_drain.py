@@ -1,0 +1,121 @@
+"""One state per next hop for the whole node: who decides it, who follows, who only asks.
+
+A next hop is named by its key (`domain.nexthop.next_hop_key`). The control
+process decides (`services.nexthops`); each relay follows. Values here go over
+the socket between them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from posthouse.domain.drain import Event, Health, State
+
+
+class NextHopView(msgspec.Struct, frozen=True, kw_only=True):
+    """One next hop as anybody may see it. since_us: when it came into the state."""
+
+    next_hop: str
+    domains: tuple[str, ...]
+    state: State
+    since_us: int
+    why: str = ""
+    next_probe_us: int | None = None
+    guarded: bool = True
+
+    @property
+    def takes_mail(self) -> bool:
+        """It was seen to answer, and nothing speaks against sending to it now."""
+        return self.state in (State.UP, State.CANARY, State.DRAINING)
+
+
+class NextHopStates(Protocol):
+    """What is known of the next hops. Costs a look into memory; never blocks, never raises."""
+
+    def state_of(self, next_hop: str) -> NextHopView | None:
+        """By key; None when there is no such next hop, or nothing was heard of it yet."""
+
+    def of_domain(self, domain: str) -> NextHopView | None:
+        """The next hop of a backed-up domain."""
+
+    def all_states(self) -> Sequence[NextHopView]:
+        """Every next hop, by key."""
+
+    def watch(self, listener: Callable[[NextHopView], None]) -> None:
+        """Have `listener` called in the event loop after each change of a state or its reason."""
+
+    def retry(self, domain: str | None = None) -> None:
+        """Look now: probe what is not up (one domain's next hop, or all). ETRN, the operator."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay has to do about one next hop, until the next order.
+
+    canary: in state CANARY, this relay is the one that sends. rest: others deliver there
+    though we cannot: try again after a probe interval.
+    """
+
+    next_hop: str
+    health: Health
+    canary: bool = False
+    rest: bool = False
+    next_probe_us: int | None = None
+
+
+class Experience(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay learned about one next hop.
+
+    event: LOST, REFUSED, NO_WAY, PROVEN, DRAINED, SURGE, or None for counts only.
+    round: of the order in force when it was learned. probe_delay_us: probe after this, not
+    after the interval. delivered, refused: replies since the last word (refused: for good).
+    known: addresses known to exist, of the mail that has waited longest.
+    """
+
+    next_hop: str
+    event: Event | None = None
+    why: str = ""
+    round: int = 0
+    probe_delay_us: int | None = None
+    delivered: int = 0
+    refused: int = 0
+    known: tuple[str, ...] = ()
+
+
+class Follower(Protocol):
+    """A relay's side of one next hop."""
+
+    def obey(self, order: Order) -> None:
+        """Do so from now on. Called in the event loop; never raises."""
+
+
+class NextHopAuthority(NextHopStates, Protocol):
+    """Who decides. Calls never block; orders come by `Follower.obey`, possibly at once."""
+
+    def follow(self, next_hop: str, follower: Follower) -> None:
+        """Begin to follow; the first order comes as soon as the state is known."""
+
+    def leave(self, next_hop: str, follower: Follower) -> None:
+        """Follow no longer. Harmless when repeated."""
+
+    def tell(self, follower: Follower, experience: Experience) -> None:
+        """Say what was learned. Lossy while the authority cannot be reached."""
+
+
+class NextHopRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of one next hop over a restart."""
+
+    next_hop: str
+    health: Health
+
+
+class NextHopBook(Protocol):
+    """Where states outlive the process. Swapped whole: a crash leaves the one or the other."""
+
+    def load(self) -> Sequence[NextHopRecord]:
+        """What was saved last; () when there is nothing or it cannot be read (reported)."""
+
+    def save(self, records: Sequence[NextHopRecord]) -> None:
+        """Make it durable. Blocks: call it in a thread. Raises StorageError."""
