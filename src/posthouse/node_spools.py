@@ -72,7 +72,10 @@ async def serve_desk(config: Config, connection: socket.socket) -> None:
     try:
         shards = tuple(spool.shard for spool in spools)
         desk = ControlDesk(
-            spools, clock_us=clock_us, status=lambda: WorkerStatus(pid=0, shards=shards)
+            spools,
+            clock_us=clock_us,
+            status=lambda: WorkerStatus(pid=0, shards=shards),
+            domains=lambda: [domain.name for domain in config.domains],
         )
         await ControlDoor(desk).serve(connection)
     finally:

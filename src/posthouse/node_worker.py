@@ -148,7 +148,11 @@ class Worker:
         )
         self._homeward = [self._make_homeward(spool) for spool in self._spools]
         self._desk = ControlDesk(
-            self._spools, clock_us=clock_us, status=self._describe, moved=self._on_moved
+            self._spools,
+            clock_us=clock_us,
+            status=self._describe,
+            moved=self._on_moved,
+            domains=lambda: [domain.name for domain in self.process.config.domains],
         )
         self._control = ControlDoor(self._desk)
         await self._control.open(config.data_dir / "run" / f"worker-{self._index}.sock")

@@ -39,7 +39,10 @@ class State(enum.IntEnum):
 
 
 class QueuedRecipient(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One recipient row. `seq` counts from 0 within its message."""
+    """One recipient row. `seq` counts from 0 within its message.
+
+    due_us: when it is tried next; of a HELD row, since when it has been on hold.
+    """
 
     seq: int
     address: str
@@ -118,8 +121,10 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Which recipients an operator means; every given condition must hold. Empty = all.
 
-    older_than_us: received before this instant. recipient, sender: whole address,
-    case-insensitive. reply: substring of the last reply or reason, case-insensitive.
+    older_than_us: received before this instant; since_us: received, or put on hold, at or
+    after it. recipient, sender: whole address, case-insensitive. reply: three digits mean the
+    code of the last reply; anything else a substring of the last reply or reason,
+    case-insensitive.
     """
 
     queue_ids: tuple[int, ...] = ()
@@ -129,6 +134,13 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     state: State | None = None
     reply: str = ""
     older_than_us: int | None = None
+    since_us: int | None = None
+
+    @property
+    def reply_code(self) -> str:
+        """`reply` when it is a reply code, else ""."""
+        code = self.reply
+        return code if len(code) == 3 and code.isascii() and code.isdigit() else ""
 
 
 class OperatorAction(enum.StrEnum):

@@ -543,6 +543,25 @@ async def test_selections_mean_what_they_say(house: House) -> None:
     assert await find(Selection(reply="%")) == []
     assert await find(Selection(older_than_us=time_us_of(two))) == [(one, 0), (one, 1)]
     assert await find(Selection(domain="example.com", state=State.HELD)) == []
+    assert await find(Selection(reply="550")) == [(one, 1)]
+    assert await find(Selection(reply="5.7")) == [(one, 1)]
+    assert await find(Selection(reply="571")) == []
+    assert await find(Selection(since_us=time_us_of(two))) == [(one, 1), (two, 0)]
+    assert await find(Selection(since_us=house.clock())) == []
+
+
+async def test_a_held_recipient_tells_since_when(house: House) -> None:
+    """Whoever puts it on hold, `due_us` is when that was; releasing makes it due again."""
+    one = await house.accept("a@example.com", "b@example.com", "c@example.com")
+    await house.claim()
+    began_us = house.clock.now_us = house.clock.now_us + 3_600_000_000
+    await house.settle(one, 0, Outcome.HELD)
+    hold = Selection(recipient="b@example.com")
+    await house.spool.act(hold, OperatorAction.HOLD, now_us=house.clock())
+    await house.spool.expire("example.com", kept_before_us=house.clock(), limit=10)
+    rows = (await house.show(one)).recipients
+    assert [row.state for row in rows] == [State.HELD] * 3
+    assert all(began_us < row.due_us <= house.clock() for row in rows)
 
 
 async def test_addresses_beyond_ascii_are_found_without_case(house: House) -> None:

@@ -237,7 +237,10 @@ class MemorySpool:
         observe.alert("spool", f"{format_queue_id(message.queue_id)}: damaged body")
         for row in message.rows.values():
             row.recipient = msgspec.structs.replace(
-                row.recipient, state=State.HELD, reason="damaged: checksum of the body"
+                row.recipient,
+                state=State.HELD,
+                due_us=self._clock_us(),
+                reason="damaged: checksum of the body",
             )
 
     def settle(self, settlements: Sequence[Settlement]) -> Awaitable[None]:
@@ -261,7 +264,7 @@ class MemorySpool:
             row.recipient = msgspec.structs.replace(
                 row.recipient,
                 state=State.HELD if held else State.QUEUED,
-                due_us=row.recipient.due_us if held else settlement.due_us,
+                due_us=self._clock_us() if held else settlement.due_us,
                 attempts=row.recipient.attempts + 1,
                 reason=settlement.reason,
                 reply=settlement.reply,
@@ -301,7 +304,10 @@ class MemorySpool:
                 ):
                     limit -= 1
                     row.recipient = msgspec.structs.replace(
-                        row.recipient, state=State.HELD, reason="expired"
+                        row.recipient,
+                        state=State.HELD,
+                        due_us=self._clock_us(),
+                        reason="expired",
                     )
                     moved.append(row.recipient)
             if moved:
@@ -343,7 +349,7 @@ class MemorySpool:
             return False
         if action is OperatorAction.HOLD:
             row.recipient = msgspec.structs.replace(
-                recipient, state=State.HELD, reason="held by operator"
+                recipient, state=State.HELD, due_us=now_us, reason="held by operator"
             )
             return True
         due_us = self._next_due_us(now_us)
@@ -362,7 +368,13 @@ class MemorySpool:
         older_than_us = selection.older_than_us
         if older_than_us is not None and time_us_of(message.queue_id) >= older_than_us:
             return []
-        return [row for row in message.rows.values() if _row_meant(row.recipient, selection)]
+        since_us = selection.since_us
+        fresh = since_us is None or time_us_of(message.queue_id) >= since_us
+        return [
+            row
+            for row in message.rows.values()
+            if _row_meant(row.recipient, selection) and (fresh or _held_since(row, since_us))
+        ]
 
     async def totals(self) -> Sequence[DomainTotals]:
         counts: dict[str, list[int]] = {}
@@ -393,6 +405,11 @@ class MemorySpool:
         message.body = bytes([message.body[0] ^ 1]) + message.body[1:]
 
 
+def _held_since(row: _Row, since_us: int | None) -> bool:
+    held = row.recipient.state is State.HELD
+    return held and (since_us is None or row.recipient.due_us >= since_us)
+
+
 def _row_meant(recipient: QueuedRecipient, selection: Selection) -> bool:
     if selection.domain and selection.domain.lower() != recipient.domain:
         return False
@@ -400,6 +417,8 @@ def _row_meant(recipient: QueuedRecipient, selection: Selection) -> bool:
         return False
     if selection.state is not None and selection.state is not recipient.state:
         return False
+    if selection.reply_code:
+        return recipient.reply[:3] == selection.reply_code
     wanted = selection.reply.casefold()
     return not wanted or (
         wanted in recipient.reply.casefold() or wanted in recipient.reason.casefold()

@@ -23,6 +23,7 @@ from posthouse.interfaces.control_wire import (
     Moved,
     Page,
     Piece,
+    RedirectRequest,
     Reply,
     Request,
     StatusRequest,
@@ -124,6 +125,11 @@ class Desks:
         """Returns how many recipients were moved."""
         moved = self._ask_all(ActRequest(selection, action), Moved)
         return sum(one.recipients for one in moved)
+
+    def redirect(self, selection: Selection, address: str) -> Moved:
+        """Send what is meant to another address. Raises DeskError: refused …"""
+        moved = self._ask_all(RedirectRequest(selection, address), Moved)
+        return Moved(sum(one.recipients for one in moved), sum(one.failed for one in moved))
 
     def read_body(self, queue_id: int) -> Iterator[bytes]:
         """The stored octets in pieces. Raises DeskError: gone, damaged …"""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Callable
+from datetime import datetime
+from datetime import time as _time
 from typing import Any
 
 import click
@@ -29,6 +32,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         state: str | None,
         reply: str,
         older_than: str | None,
+        since: str | None,
         **others: Any,
     ) -> Any:
         selection = Selection(
@@ -39,12 +43,23 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
             state=None if state is None else _STATES[state],
             reply=reply,
             older_than_us=None if older_than is None else _parse_age(older_than),
+            since_us=None if since is None else _parse_since(since),
         )
         return command(*args, selection=selection, **others)
 
     for decorate in (
+        click.option(
+            "--since",
+            metavar="WHEN",
+            help='Received or put on hold since: "2h", "04:05", "2026-02-03", "2026-02-03T04:05".',
+        ),
         click.option("--older-than", metavar="AGE", help='Received longer ago, e.g. "2d".'),
-        click.option("--reply", default="", metavar="TEXT", help="In the last reply or reason."),
+        click.option(
+            "--reply",
+            default="",
+            metavar="TEXT",
+            help="Its code (550), or a text in it or the reason.",
+        ),
         click.option("--state", type=click.Choice(list(_STATES)), help="Only these."),
         click.option("--sender", metavar="ADDRESS", help='Envelope sender; "<>" for notices.'),
         click.option("--recipient", default="", metavar="ADDRESS", help="One recipient."),
@@ -73,6 +88,22 @@ def _parse_domain(text: str) -> str:
         return read_domain(text)
     except Wrong as wrong:
         raise click.UsageError(f"--domain: {wrong}") from wrong
+
+
+def _parse_since(text: str) -> int:
+    """An age, an ISO 8601 instant (local time when it names no zone), or a time of today."""
+    if parse_duration(text) is not None:
+        return _parse_age(text)
+    try:
+        if re.fullmatch(r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?", text):
+            at = datetime.combine(datetime.now().date(), _time.fromisoformat(text.rjust(5, "0")))
+        else:
+            at = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            f'--since: {text} is no time; write "2h", "2026-02-03", "2026-02-03T04:05" or "04:05"'
+        ) from None
+    return int(at.timestamp() * 1e6)
 
 
 def _parse_age(text: str) -> int:

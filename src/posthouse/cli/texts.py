@@ -55,6 +55,7 @@ def recipient_document(row: QueuedRecipient) -> dict[str, Any]:
         "state": row.state.name.lower(),
         "attempts": row.attempts,
         "next_attempt_at": tell_utc(row.due_us) if row.state is State.QUEUED else None,
+        "held_at": tell_utc(row.due_us) if row.state is State.HELD else None,
         "reason": row.reason,
         "reply": row.reply,
     }

@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from posthouse import observe
-from posthouse.errors import BodyDamaged, StorageError
+from posthouse.errors import AddressError, BodyDamaged, StorageError
 from posthouse.interfaces.control_wire import (
     MAX_PAGE,
     MAX_REQUEST_BYTES,
@@ -30,6 +30,7 @@ from posthouse.interfaces.control_wire import (
     Moved,
     Page,
     Piece,
+    RedirectRequest,
     Reply,
     Request,
     StatusRequest,
@@ -39,8 +40,10 @@ from posthouse.interfaces.control_wire import (
     decode_request,
     encode_line,
 )
+from posthouse.mail.address import parse_path
 from posthouse.mail.queueid import shard_of
 from posthouse.ports import DomainTotals, OperatorAction, QueuedMessage, Selection, Spool
+from posthouse.services.redirect import redirect
 
 MAX_CONNECTIONS: Final = 32
 # An operator may leave `queue list | less` open at a full screen for a while.
@@ -80,12 +83,17 @@ class ControlDesk:
         clock_us: Callable[[], int],
         status: Callable[[], WorkerStatus],
         moved: Callable[[], None] = lambda: None,
+        domains: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`moved` is called after every change: what rests in memory elsewhere may be stale."""
+        """`moved` is called after every change: what rests in memory elsewhere may be stale.
+
+        domains: those backed up now; mail may be redirected to no other.
+        """
         self._spools = {spool.shard: spool for spool in spools}
         self._clock_us = clock_us
         self._status = status
         self._moved = moved
+        self._domains = domains
 
     def add(self, spool: Spool) -> None:
         """Answer from this shard too, from now on."""
@@ -103,6 +111,8 @@ class ControlDesk:
                             yield piece
                 case ActRequest(selection, action):
                     yield await self._act(selection, action)
+                case RedirectRequest(selection, address):
+                    yield await self._redirect(selection, address)
                 case TotalsRequest():
                     yield await self._count()
                 case StatusRequest():
@@ -157,6 +167,25 @@ class ControlDesk:
         if count:
             self._moved()
         return Moved(count)
+
+    async def _redirect(self, selection: Selection, address: str) -> Moved | Failure:
+        try:
+            mailbox = parse_path(address.encode(), utf8=False)
+        except AddressError as error:
+            return Failure("refused", f"{address} is no address: {error.detail}")
+        if mailbox is None or mailbox.domain not in self._domains():
+            return Failure("refused", f"{address} is not at a domain this node backs up")
+        recipients = failed = 0
+        now_us = self._clock_us()
+        try:
+            for spool, meant in self._meant(selection):
+                done = await redirect(spool, meant, mailbox, now_us=now_us, moved=self._moved)
+                recipients += done.recipients
+                failed += done.failed
+        finally:
+            self._moved()
+        observe.note("control", f"operator: {recipients} recipients redirected to {address}")
+        return Moved(recipients, failed)
 
     async def _count(self) -> Totals:
         found: list[DomainTotals] = []

@@ -42,6 +42,13 @@ class ActRequest(msgspec.Struct, frozen=True, tag="act", forbid_unknown_fields=T
     action: OperatorAction
 
 
+class RedirectRequest(msgspec.Struct, frozen=True, tag="redirect", forbid_unknown_fields=True):
+    """Send what `selection` means to `address`, at a domain this node backs up."""
+
+    selection: Selection
+    address: str
+
+
 class TotalsRequest(msgspec.Struct, frozen=True, tag="totals", forbid_unknown_fields=True):
     """Counts by domain."""
 
@@ -50,7 +57,7 @@ class StatusRequest(msgspec.Struct, frozen=True, tag="status", forbid_unknown_fi
     """How the worker is."""
 
 
-Request = ListRequest | BodyRequest | ActRequest | TotalsRequest | StatusRequest
+Request = ListRequest | BodyRequest | ActRequest | RedirectRequest | TotalsRequest | StatusRequest
 
 
 class Page(msgspec.Struct, frozen=True, tag="page"):
@@ -68,9 +75,10 @@ class Piece(msgspec.Struct, frozen=True, tag="piece"):
 
 
 class Moved(msgspec.Struct, frozen=True, tag="moved"):
-    """How many recipients were moved."""
+    """How many recipients were moved. failed: how many could not be, for damage (redirect)."""
 
     recipients: int
+    failed: int = 0
 
 
 class Totals(msgspec.Struct, frozen=True, tag="totals"):
@@ -115,7 +123,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
-    """kind: "bad_request", "gone", "damaged", "storage" or "internal"."""
+    """kind: "bad_request", "refused", "gone", "damaged", "storage" or "internal"."""
 
     kind: str
     text: str

@@ -64,7 +64,8 @@ CREATE TABLE message (
     sender TEXT NOT NULL
 );
 
--- state as in ports.State; kept_us NULL: counts from reception (queue_id >> 8).
+-- state as in ports.State; due_us of a held row: since when it is held;
+-- kept_us NULL: counts from reception (queue_id >> 8).
 CREATE TABLE recipient (
     queue_id INTEGER NOT NULL,
     seq INTEGER NOT NULL,
@@ -220,10 +221,10 @@ def delete_settled_messages(rows: int) -> str:
 
 @functools.cache
 def update_recipients(rows: int) -> str:
-    """queue_id, seq, state, due_us or NULL, reason, reply: an attempt that failed (moves r, h)."""
+    """queue_id, seq, state, due_us, reason, reply: an attempt that failed (moves r, h)."""
     return (
         f"WITH v (queue_id, seq, state, due_us, reason, reply) AS (VALUES {_rows(6, rows)}) "
-        "UPDATE recipient SET state = v.state, due_us = coalesce(v.due_us, recipient.due_us), "
+        "UPDATE recipient SET state = v.state, due_us = v.due_us, "
         "attempts = attempts + 1, reason = v.reason, reply = v.reply FROM v "
         "WHERE recipient.queue_id = v.queue_id AND recipient.seq = v.seq AND recipient.state = 0"
     )

@@ -357,7 +357,7 @@ class EmbeddedSpool:
                 self._alerted.add((queue_id, seq))
                 name = format_queue_id(queue_id)
                 observe.alert("spool", f"{name}: held, damaged: {why}", queue_id=name)
-        await self._quietly(self._writer.put_call(spool_moves.set_aside(damaged)))
+        await self._quietly(self._writer.put_call(spool_moves.set_aside(damaged, self._clock_us())))
 
     def settle(self, settlements: Sequence[Settlement]) -> Awaitable[None]:
         if self._closing:
@@ -377,7 +377,9 @@ class EmbeddedSpool:
         )
         if not keys:
             return ()
-        moved = await self._writer.put_call(spool_moves.expire(keys, kept_before_us))
+        moved = await self._writer.put_call(
+            spool_moves.expire(keys, kept_before_us, self._clock_us())
+        )
         return await self._ask(self._list_thread, self._listing.show_keys, moved)
 
     async def open_body(self, queue_id: int) -> EmbeddedBody:

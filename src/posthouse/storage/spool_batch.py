@@ -107,6 +107,7 @@ class Batch:
         """Moves d, r, h. What was delivered goes though it was held meanwhile: it is a fact."""
         gone: list[int] = []
         touched: list[Any] = []
+        now_us = self._due.now_us()
         for settlement in settlements:
             if settlement.outcome is Outcome.DELIVERED:
                 gone += (settlement.queue_id, settlement.seq)
@@ -116,7 +117,7 @@ class Batch:
                     settlement.queue_id,
                     settlement.seq,
                     int(held),
-                    None if held else settlement.due_us,
+                    now_us if held else settlement.due_us,
                     settlement.reason,
                     settlement.reply,
                 )

@@ -23,6 +23,10 @@ class DueClock:
         self._reached_us = last_us  # how far readers may have come
         self._first_open_us: int | None = None  # the first of the batch under way
 
+    def now_us(self) -> int:
+        """The time."""
+        return self._clock_us()
+
     def start_behind(self, stamp_us: int) -> None:
         """After a restart: what was stored up to `stamp_us` is due, wherever the clock stands."""
         if stamp_us > self._clock_us():  # set back meanwhile; a batch took less than a second

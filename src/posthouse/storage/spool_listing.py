@@ -194,7 +194,12 @@ def _conditions(selection: Selection) -> tuple[str, list[Any]]:
         require("r.state = ?", int(State(selection.state)))
     if selection.older_than_us is not None:
         require("r.queue_id < ?", selection.older_than_us << 8)
-    if selection.reply:
+    if selection.since_us is not None:
+        since_us = selection.since_us
+        require("(r.queue_id >= ? OR (r.state = 1 AND r.due_us >= ?))", since_us << 8, since_us)
+    if selection.reply_code:
+        require("substr(r.reply, 1, 3) = ?", selection.reply_code)
+    elif selection.reply:
         fold = "lower" if selection.reply.isascii() else "folded"
         wanted = _folded(selection.reply)
         require(f"(instr({fold}(r.reply), ?) OR instr({fold}(r.reason), ?))", wanted, wanted)

@@ -196,6 +196,9 @@ def test_what_a_stranger_wrote_cannot_steer_the_terminal(site: Site) -> None:
 @pytest.mark.parametrize(
     ("arguments", "numbers"),
     [
+        (("--since", "1h"), [0, 1, 2]),
+        (("--since", "2199-01-01"), []),
+        (("--since", "2020-01-01T00:00+00:00", "--sender", "<>"), [1]),
         (("--domain", "EXAMPLE.org"), [0]),
         (("--recipient", "bob@example.com"), [0, 1, 2]),
         (("--sender", "<>"), [1]),
@@ -223,6 +226,7 @@ def test_no_change_without_a_choice(site: Site, action: str) -> None:
     assert "--all" in done.err
     assert site.run("queue", action, "xyz", *more).code == 2
     assert site.run("queue", action, "--older-than", "soon", "--all", *more).code == 2
+    assert site.run("queue", action, "--since", "25:99", "--all", *more).code == 2
     assert len(site.listed()) == 3
 
 
@@ -230,7 +234,8 @@ def test_hold_and_release(site: Site) -> None:
     """Recipients are moved and counted; a dry run moves nobody; moving nobody exits 1."""
     ids = site.fill()
     done = site.run("queue", "hold", "--domain", "example.com", "--dry-run")
-    assert done.out == "3 recipients would be put on hold.\n"
+    assert done.out.startswith("3 recipients would be put on hold.\n")
+    assert done.out.count("bob@example.com") == 2
     assert site.listed("--state", "held") == []
     assert site.run("queue", "hold", ids[0], ids[1]).out == "3 recipients put on hold.\n"
     assert site.listed("--state", "held") == ids[:2]
