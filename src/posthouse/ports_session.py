@@ -12,8 +12,33 @@ from typing import Any, Protocol
 import msgspec
 
 from posthouse.domain.verdict import Verdict
+from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.reply import Reply
+
+
+class MailWish(Protocol):
+    """What MAIL asked for. size_bytes 0: not declared; the rest as in mail/envelope.Envelope."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def body(self) -> str: ...
+    @property
+    def smtputf8(self) -> bool: ...
+    @property
+    def ret(self) -> str: ...
+    @property
+    def envid(self) -> str: ...
+
+
+class RcptWish(Protocol):
+    """What RCPT asked for, as in mail/envelope.Recipient."""
+
+    @property
+    def notify(self) -> str: ...
+    @property
+    def orcpt(self) -> str: ...
 
 
 class SessionFacts(msgspec.Struct, kw_only=True):
@@ -22,7 +47,9 @@ class SessionFacts(msgspec.Struct, kw_only=True):
     address: IP text; network: what limits count (domain/client_network), IPv4 /24 or IPv6 /64;
     name: verified reverse name or "unknown"; helo, tls: as in mail/envelope.Client;
     identity: whom SMTP AUTH proved, "" for nobody; sender: reverse-path of the transaction,
-    "" is the null one. These are valid from MAIL on and do not change while a verdict is awaited.
+    "" is the null one; transaction: counts the MAILs; mail, rcpt: what these commands asked for
+    (rcpt: that of the recipient being judged). These are valid from MAIL on and do not change
+    while a verdict is awaited.
     scratch: for whoever judges to remember things until the client leaves; the key is the
     name of the service that owns the entry.
     """
@@ -34,6 +61,9 @@ class SessionFacts(msgspec.Struct, kw_only=True):
     tls: str = ""
     identity: str = ""
     sender: str = ""
+    transaction: int = 0
+    mail: Any = None  # MailWish
+    rcpt: Any = None  # RcptWish
     scratch: dict[str, Any] = {}
 
 
@@ -61,6 +91,7 @@ class OpenLetter(Protocol):
     """A message on its way in, as the door sees it. Ends in `commit` or `discard`."""
 
     queue_id: str
+    trace: bytes  # our trace field: the first octets of the message, stored already
 
     def write(self, data: bytes) -> bool:
         """Take content. False: stop reading from the client until `drain` returns."""
@@ -83,3 +114,18 @@ class OpenLetter(Protocol):
 
 WrapLetter = Callable[[OpenLetter, Envelope, SessionFacts], OpenLetter]
 """Puts itself between the door and a letter: sees its content, has the last word on its reply."""
+
+
+class Gatekeeper(Protocol):
+    """Stands before the verdicts: the standby modes (domain/standby)."""
+
+    def judge(
+        self,
+        mailbox: Mailbox,
+        session: SessionFacts,
+        own: Callable[[], Verdict | Awaitable[Verdict]],
+    ) -> Verdict | Awaitable[Verdict]:
+        """The verdict at RCPT; `own` judges as if there were no gatekeeper."""
+
+    def leave(self, session: SessionFacts) -> None:
+        """The client has gone; called when `scratch` is not empty."""

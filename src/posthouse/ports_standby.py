@@ -16,9 +16,10 @@ class PrimarySession(Protocol):
     Replies are the primary's own.
     """
 
-    target: Target
-    smtputf8: bool
-    size_limit: int
+    @property
+    def smtputf8(self) -> bool: ...
+    @property
+    def size_limit(self) -> int: ...
 
     async def mail(
         self, sender: str, *, size: int, body: str, smtputf8: bool, ret: str, envid: str

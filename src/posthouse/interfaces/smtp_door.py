@@ -311,6 +311,7 @@ class SmtpDoor(asyncio.Protocol):
                 self._name, self._address, commands=session.commands, messages=self._messages
             )
         self._keeper.forget(self, self._facts.network)
+        self._keeper.reception.leave(self._facts)
 
     def pause_writing(self) -> None:
         """The client does not read its replies: read no more commands."""
@@ -534,10 +535,12 @@ class SmtpDoor(asyncio.Protocol):
         self._recipients, self._verdicts = [], []
         facts, session = self._facts, self._session
         facts.name, facts.helo, facts.tls = self._name, session.helo, session.tls
-        facts.sender = self._sender_text()
+        facts.sender, facts.mail = self._sender_text(), session.params
+        facts.transaction += 1
         session.answer(refusal if refusal is not None else server_replies.SENDER_OK)
 
     def _on_rcpt(self, event: Rcpt) -> None:
+        self._facts.rcpt = event.params
         verdict = self._keeper.reception.judge_recipient(event.recipient, self._facts)
         if isinstance(verdict, Verdict):
             self._answer_rcpt(event, verdict)

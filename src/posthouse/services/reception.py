@@ -24,6 +24,7 @@ from posthouse.ports import Finding, Incoming, Spool
 from posthouse.ports_session import (
     Accepted,
     AfterCommit,
+    Gatekeeper,
     OpenLetter,
     SessionFacts,
     WrapLetter,
@@ -54,6 +55,7 @@ class Letter:
 
     __slots__ = (
         "_client", "_envelope", "_hooks", "_incoming", "_scan", "_spool", "_verdicts", "queue_id",
+        "trace",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +65,7 @@ class Letter:
         envelope: Envelope,
         client: Client,
         *,
+        trace_field: bytes,
         hooks: Sequence[AfterCommit] = (),
         verdicts: Sequence[verdict.Verdict] = (),
     ) -> None:
@@ -74,6 +77,8 @@ class Letter:
         self._client = client
         self._scan = trace.HeaderScan()
         self.queue_id = format_queue_id(incoming.queue_id)
+        self.trace = trace_field
+        incoming.write(trace_field)
 
     def write(self, data: bytes) -> bool:
         """Take content. False: stop reading from the client until `drain` returns."""
@@ -132,6 +137,7 @@ class Reception:
 
     after_commit: who is told of durable messages, in this order.
     wrap_letter: who stands between the door and every new letter, or None.
+    gatekeeper: who is asked before our own verdicts, or None.
     """
 
     def __init__(
@@ -150,6 +156,7 @@ class Reception:
         self._date = ""
         self.after_commit: list[AfterCommit] = []
         self.wrap_letter: WrapLetter | None = None
+        self.gatekeeper: Gatekeeper | None = None
 
     def reload(self, settings: ReceptionSettings) -> None:
         """Put new settings in force; sessions under way see them at their next command."""
@@ -163,9 +170,7 @@ class Reception:
         return None
 
     def judge_recipient(
-        self,
-        mailbox: Mailbox,
-        session: SessionFacts,  # noqa: ARG002 (for verdicts that depend on the client)
+        self, mailbox: Mailbox, session: SessionFacts
     ) -> verdict.Verdict | Awaitable[verdict.Verdict]:
         """The verdict at RCPT (see domain/verdict).
 
@@ -173,6 +178,21 @@ class Reception:
         cancelled when the client leaves: whoever shares one shields it. What it
         raises is our own fault (451).
         """
+        gate = self.gatekeeper
+        if gate is None:
+            return self._judge(mailbox, session)
+        return gate.judge(mailbox, session, lambda: self._judge(mailbox, session))
+
+    def leave(self, session: SessionFacts) -> None:
+        """The client has gone."""
+        if self.gatekeeper is not None and session.scratch:
+            self.gatekeeper.leave(session)
+
+    def _judge(
+        self,
+        mailbox: Mailbox,
+        session: SessionFacts,  # noqa: ARG002 (for verdicts that depend on the client)
+    ) -> verdict.Verdict | Awaitable[verdict.Verdict]:
         domains = self._settings.domains
         domain = mailbox.domain
         postmaster = verdict.is_postmaster(mailbox)
@@ -218,17 +238,20 @@ class Reception:
             observe.trouble("smtpd", "cannot begin a message", error)
             return NO_STORAGE
         recipients = envelope.recipients
-        incoming.write(
-            trace.format_received(
+        letter = Letter(
+            self._spool,
+            incoming,
+            envelope,
+            client,
+            trace_field=trace.format_received(
                 client,
                 hostname=self._settings.hostname,
                 queue_id=format_queue_id(incoming.queue_id),
                 recipient=recipients[0].address if len(recipients) == 1 else None,
                 date=self._now(),
-            )
-        )
-        letter = Letter(
-            self._spool, incoming, envelope, client, hooks=self.after_commit, verdicts=verdicts
+            ),
+            hooks=self.after_commit,
+            verdicts=verdicts,
         )
         wrap = self.wrap_letter
         return letter if wrap is None else wrap(letter, envelope, session)

@@ -303,7 +303,7 @@ class Tap:
 
     def __init__(self, inner: OpenLetter, envelope: Envelope, facts: SessionFacts) -> None:
         self.inner = inner
-        self.queue_id = inner.queue_id
+        self.queue_id, self.trace = inner.queue_id, inner.trace
         self.seen: list[bytes | str] = [envelope.sender, facts.helo]
 
     def write(self, data: bytes) -> bool:

@@ -1,0 +1,316 @@
+"""`standby = "proxy"`: the primary's own verdicts and final reply, within the client's session.
+
+At RCPT the primary is asked, over a session of its own for each client; the
+content goes to it while it comes in, and to our spool beside, uncommitted. Its
+reply to the final dot is what the client hears, and our copy is forgotten. When
+the primary fails on the way (connection lost, silence, 421, or it turns *us*
+away), the message becomes ours: later recipients are judged as if it were down,
+the copy is made durable, and only then the client hears 250. So it hears one
+250 or one refusal, never both. Lost between the final dot and its reply the
+message may arrive twice, as with any relay (RFC 1047).
+
+One transaction leads to one next hop; recipients elsewhere get 452 4.5.3 and
+come in a transaction of their own (RFC 5321 §4.5.3.1.10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from posthouse import observe
+from posthouse.domain.replies import Fate, classify_reply
+from posthouse.domain.verdict import Verdict
+from posthouse.errors import NextHopFailure
+from posthouse.mail.envelope import Envelope, Recipient
+from posthouse.mail.reply import Reply
+from posthouse.ports import Target
+from posthouse.ports_session import OpenLetter, SessionFacts
+from posthouse.ports_standby import PrimaryConnector, PrimarySession
+
+SCRATCH: Final = "proxy"
+TURNED_US_AWAY: Final = "it turns us away"
+ELSEWHERE: Final = Reply(452, "4.5.3", "Too many recipients: one destination at a time")
+
+Fallback = Callable[[], Verdict | Awaitable[Verdict]]
+
+
+class Ways(Protocol):
+    """Where a domain's primary is."""
+
+    def next_hop_of(self, domain: str) -> str:
+        """The key of the next hop: domains with the same one may share a transaction."""
+
+    async def find_targets(self, domain: str) -> tuple[Target, ...]:
+        """Where to connect, in order; () when there is nobody to ask."""
+
+
+class _Conversation:
+    """One client's session with its primary, over all transactions of the client."""
+
+    def __init__(self) -> None:
+        self.session: PrimarySession | None = None
+        self.next_hop = ""  # where `session` leads
+        self.transaction = -1
+        self.asked = False  # MAIL was said in this transaction
+        self.taken = 0  # recipients the primary accepted
+        self.ours = 0  # recipients that did not come from the primary
+        self.broken = False
+        self.refusal: Reply | None = None  # of MAIL: every recipient hears it
+        self.letter: ProxiedLetter | None = None
+
+    def begin(self, transaction: int) -> None:
+        self.transaction = transaction
+        self.asked, self.broken, self.refusal = False, False, None
+        self.taken = self.ours = 0
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+
+class Proxy:
+    """See the module. `max_sessions`: with primaries, in this worker; beyond it mail is ours."""
+
+    def __init__(self, connector: PrimaryConnector, ways: Ways, *, max_sessions: int) -> None:
+        self._connector = connector
+        self._ways = ways
+        self.max_sessions = max_sessions
+        self._open: set[_Conversation] = set()
+
+    # ------------------------------------------------------------------ RCPT
+
+    def must_wait(self, domain: str, facts: SessionFacts) -> Reply | None:
+        """Refuse for now a recipient that may not join this transaction. None: it may."""
+        talk = self._current(facts)
+        if talk is None or not talk.asked or talk.ours or talk.broken:
+            return None
+        return None if talk.next_hop == self._ways.next_hop_of(domain) else ELSEWHERE
+
+    def note_ours(self, facts: SessionFacts) -> None:
+        """A recipient was accepted by our own verdict: this message needs our spool."""
+        talk = facts.scratch.setdefault(SCRATCH, _Conversation())
+        if talk.transaction != facts.transaction:
+            self._renew(talk, facts.transaction)
+        talk.ours += 1
+
+    async def judge(self, recipient: Recipient, facts: SessionFacts, fallback: Fallback) -> Verdict:
+        """The primary's verdict; `fallback` judges where the primary cannot be asked."""
+        talk = facts.scratch.setdefault(SCRATCH, _Conversation())
+        if talk.transaction != facts.transaction:
+            await self._start(talk, facts.transaction)
+        if not talk.broken and not talk.ours:
+            try:
+                reply = await self._ask(talk, recipient, facts)
+            except NextHopFailure as failure:
+                self._give_up(talk, failure.detail)
+            else:
+                if reply is not None:
+                    return Verdict(reply=reply, domain=recipient.domain if reply.positive else "")
+        verdict = fallback()
+        return verdict if isinstance(verdict, Verdict) else await verdict
+
+    async def _ask(
+        self, talk: _Conversation, recipient: Recipient, facts: SessionFacts
+    ) -> Reply | None:
+        """Say MAIL where it is due, then RCPT. None: the primary is not to be asked."""
+        if not talk.asked and not await self._connect(talk, recipient.domain):
+            return None
+        session = talk.session
+        assert session is not None
+        wish = facts.mail
+        if wish.smtputf8 and not session.smtputf8:
+            talk.broken = True
+            return None
+        if not talk.asked:
+            talk.asked = True
+            reply = await session.mail(
+                facts.sender,
+                size=wish.size_bytes,
+                body=wish.body,
+                smtputf8=wish.smtputf8,
+                ret=wish.ret,
+                envid=wish.envid,
+            )
+            if not reply.positive:
+                if classify_reply(reply.code, reply.text, "mail").fate is Fate.BLOCKED:
+                    raise NextHopFailure(f"{TURNED_US_AWAY}: {reply}", stage="mail")
+                talk.refusal = reply
+        if talk.refusal is not None:
+            return talk.refusal
+        reply = await session.rcpt(recipient)
+        talk.taken += reply.positive
+        return reply
+
+    async def _connect(self, talk: _Conversation, domain: str) -> bool:
+        next_hop = self._ways.next_hop_of(domain)
+        if talk.session is not None and talk.next_hop == next_hop:
+            return True
+        talk.close()
+        self._open.discard(talk)
+        if len(self._open) >= self.max_sessions:
+            talk.broken = True
+            return False
+        self._open.add(talk)
+        try:
+            failure = NextHopFailure(f"nobody to ask for {domain}", stage="connect")
+            for target in await self._ways.find_targets(domain):
+                try:
+                    talk.session = await self._connector.open(target)
+                except NextHopFailure as error:
+                    failure = error
+                else:
+                    talk.next_hop = next_hop
+                    return True
+            raise failure
+        finally:
+            if talk.session is None:
+                self._open.discard(talk)
+
+    async def _start(self, talk: _Conversation, transaction: int) -> None:
+        """Leave the transaction before behind, RSET where it is needed."""
+        session, asked = talk.session, talk.asked
+        talk.begin(transaction)
+        if session is not None and asked:
+            try:
+                await session.reset()
+            except NextHopFailure:  # idle too long, as primaries do: a new one will be opened
+                self._drop(talk)
+
+    def _renew(self, talk: _Conversation, transaction: int) -> None:
+        if talk.asked:
+            self._drop(talk)
+        talk.begin(transaction)
+
+    def _give_up(self, talk: _Conversation, why: str) -> None:
+        observe.note("proxy", f"{talk.next_hop or 'next hop'}: {why}; the message becomes ours")
+        talk.broken = True
+        self._drop(talk)
+
+    def _drop(self, talk: _Conversation) -> None:
+        talk.close()
+        self._open.discard(talk)
+
+    def _current(self, facts: SessionFacts) -> _Conversation | None:
+        talk: _Conversation | None = facts.scratch.get(SCRATCH)
+        return talk if talk is not None and talk.transaction == facts.transaction else None
+
+    # ------------------------------------------------------------------ content, and the end
+
+    def wrap(self, letter: OpenLetter, envelope: Envelope, facts: SessionFacts) -> OpenLetter:
+        """See `ports_session.WrapLetter`: the content goes to the primary too."""
+        del envelope
+        talk = self._current(facts)
+        if talk is None or talk.broken or talk.ours or not talk.taken or talk.session is None:
+            return letter
+        talk.letter = ProxiedLetter(
+            letter, talk.session, failed=lambda why: self._give_up(talk, why)
+        )
+        return talk.letter
+
+    def leave(self, facts: SessionFacts) -> None:
+        """The client has gone."""
+        talk: _Conversation | None = facts.scratch.pop(SCRATCH, None)
+        if talk is None:
+            return
+        if talk.letter is not None and talk.letter.committing:  # the primary has its final dot
+            talk.letter.then = lambda: self._drop(talk)
+        else:
+            self._drop(talk)
+
+
+class ProxiedLetter:
+    """A message on its way to the primary, with an uncommitted copy in our spool."""
+
+    def __init__(
+        self, inner: OpenLetter, session: PrimarySession, *, failed: Callable[[str], None]
+    ) -> None:
+        self.queue_id = inner.queue_id
+        self.trace = inner.trace
+        self._inner = inner
+        self._session = session
+        self._failed = failed
+        self._waiting: list[bytes] = [inner.trace]
+        self._reply: Reply | None = None  # the primary's last word
+        self._lost = False
+        self._discarded = False
+        self.committing = False
+        self.then: Callable[[], None] | None = None
+        self._opening = asyncio.ensure_future(self._open())
+
+    async def _open(self) -> None:
+        """DATA; what came meanwhile goes after the 354."""
+        try:
+            reply = await self._session.data()
+        except NextHopFailure as failure:
+            self._lose(failure.detail)
+            return
+        if reply.code == 354:
+            for piece in self._waiting:
+                self._session.write(piece)
+        else:
+            self._reply = reply
+        self._waiting = []
+
+    def write(self, data: bytes) -> bool:
+        """See `ports_session.OpenLetter`."""
+        room = self._inner.write(data)
+        if self._lost or self._reply is not None:
+            return room
+        if not self._opening.done():
+            self._waiting.append(data)
+            return False
+        return self._session.write(data) and room
+
+    async def drain(self) -> None:
+        """Wait for the primary and for the disk. Raises StorageError."""
+        await self._opening
+        if not self._lost:
+            await self._session.drain()
+        await self._inner.drain()
+
+    def discard(self) -> None:
+        """Tear the message off: the primary never sees its final dot."""
+        self._discarded = True
+        self._opening.cancel()
+        self._inner.discard()
+        if self._reply is None:
+            self._session.close()
+
+    def refusal(self) -> Reply | None:
+        """See `ports_session.OpenLetter`."""
+        return self._inner.refusal()
+
+    async def commit(self) -> None:
+        """Have the primary's word, or make the message ours. Raises StorageError."""
+        self.committing = True
+        try:
+            await self._opening
+            if not self._lost and self._reply is None:
+                try:
+                    self._reply = await self._session.end()
+                except NextHopFailure as failure:
+                    self._lose(failure.detail)
+            if self._reply is None:
+                await self._inner.commit()
+            else:
+                self._inner.discard()
+        finally:
+            self.committing = False
+            if self.then is not None:
+                self.then()
+
+    def accepted(self) -> Reply:
+        """What the primary said, or our own 250."""
+        if self._reply is None:
+            return self._inner.accepted()
+        observe.note("proxy", f"{self.queue_id}: the primary said {self._reply}")
+        return self._reply
+
+    def _lose(self, why: str) -> None:
+        self._lost = True
+        self._waiting = []
+        if not self._discarded:
+            self._failed(why)
