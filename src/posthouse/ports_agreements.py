@@ -134,7 +134,8 @@ class Reports(Protocol):
 class ForwarderEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One agreement, as the forwarder keeps it.
 
-    canonical: its key; address: the spelling to name it by; granter: party that was asked.
+    canonical: its key; address: the spelling to name it by; granter: party that was asked,
+    forwarder_id: our name there.
     password: in force at the granter as far as we know; former_password: the one before;
     one_time_password: came with a grant or a reset and is good for completion only;
     new_password: about to be set, written down before it is sent.
@@ -151,6 +152,7 @@ class ForwarderEntry(msgspec.Struct, frozen=True, kw_only=True):
     serial: int = 0
     end: End | None = None
     granter: str = ""
+    forwarder_id: str = ""
     recipe_id: str = ""
     recipe_key: str = ""
     agreement_id: str = ""
@@ -236,6 +238,9 @@ class ForwarderBook(Protocol):
 
     async def counts(self) -> Mapping[str, Mapping[State, int]]:
         """By domain and state."""
+
+    async def publish(self) -> None:
+        """Put what is on record before the workers; they see it within a second."""
 
 
 # --------------------------------------------------------------------------- the granter book

@@ -186,7 +186,7 @@ class IndexBuilder:
             digests=offsets[-1],
             body_sum=checksum.digest(),
         )
-        _replace(path, [_write_header(header), offsets_octets, *self._parts])
+        replace_file(path, [_write_header(header), offsets_octets, *self._parts])
         return facts
 
     def _sort(self, bits: int) -> array[int]:
@@ -236,7 +236,7 @@ def _read_header(data: mmap.mmap | bytes, path: Path) -> tuple[_Header, int]:
     return header, _align(end + _SUM_BYTES)
 
 
-def _replace(path: Path, pieces: Sequence[bytes | bytearray]) -> None:
+def replace_file(path: Path, pieces: Sequence[bytes | bytearray]) -> None:
     """Write `path` anew, so that it is whole or unchanged after a crash. Raises StorageError."""
     with storage_errors(path):
         descriptor, fresh = tempfile.mkstemp(prefix=".new-", dir=path.parent)
