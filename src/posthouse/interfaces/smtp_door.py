@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -37,6 +37,7 @@ from posthouse.proto.server_events import (
     Content,
     ContentEnd,
     DataRequest,
+    Etrn,
     Event,
     Mail,
     Pause,
@@ -78,6 +79,10 @@ class DoorSettings:
     verdict_timeout: float = 60.0
 
 
+Etrns = Callable[[str, SessionFacts], Awaitable[Reply]]
+"""Answers ETRN: its argument, and who asks."""
+
+
 class Doorkeeper:
     """Knows every session of this worker: limits, time-outs, the way out."""
 
@@ -93,6 +98,7 @@ class Doorkeeper:
         self.reception = reception
         self.resolver = resolver if settings.reverse_dns else None
         self.tls = tls
+        self.etrn: Etrns | None = None
         self.sessions: set[SmtpDoor] = set()
         self._networks: dict[str, int] = {}
         self._leaving = False
@@ -212,7 +218,7 @@ class SmtpDoor(asyncio.Protocol):
         self._recipients: list[Recipient] = []
         self._verdicts: list[Verdict] = []  # of these recipients
         self._facts = _NOBODY
-        self._judging: asyncio.Future[Verdict] | None = None
+        self._judging: asyncio.Future[Any] | None = None  # a verdict, or the answer to ETRN
         self._judging_since = 0.0
         self._name = "unknown"
         self._name_task: asyncio.Task[None] | None = None
@@ -506,6 +512,8 @@ class SmtpDoor(asyncio.Protocol):
         elif isinstance(event, Abort):
             self._drop_letter()
             self._recipients, self._verdicts = [], []
+        elif isinstance(event, Etrn):
+            self._on_etrn(event)
         elif isinstance(event, StartTls):
             self._on_starttls()
         elif isinstance(event, Closing):
@@ -567,6 +575,32 @@ class SmtpDoor(asyncio.Protocol):
             self._session.helo,
         )
         self._session.answer(reply)
+
+    def _on_etrn(self, event: Etrn) -> None:
+        desk = self._keeper.etrn
+        if desk is None:
+            self._session.answer(server_replies.NOT_IMPLEMENTED)
+            return
+        facts, session = self._facts, self._session
+        facts.name, facts.helo, facts.tls = self._name, session.helo, session.tls
+        self._busy = True
+        self._judging_since = asyncio.get_running_loop().time()
+        self._judging = asyncio.ensure_future(desk(event.node, facts))
+        self._judging.add_done_callback(self._etrn_decided)
+
+    def _etrn_decided(self, done: asyncio.Future[Reply]) -> None:
+        self._busy, self._judging = False, None
+        self._last = asyncio.get_running_loop().time()
+        if self._closing:
+            return
+        error = TimeoutError("it took too long") if done.cancelled() else done.exception()
+        if error is not None:
+            observe.trouble("smtpd", "no answer to ETRN", error)
+        reply = server_replies.ETRN_LATER if error is not None else done.result()
+        if not reply.positive:
+            self._log_refusal("ETRN", reply)
+        self._session.answer(reply)
+        self._pump()
 
     def _on_data(self) -> None:
         session = self._session

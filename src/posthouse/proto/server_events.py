@@ -24,6 +24,7 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_idle_commands: int = 100
     bare_newlines: str = "refuse"
     offer_starttls: bool = False
+    offer_etrn: bool = False
 
 
 class Mail(msgspec.Struct, frozen=True):
@@ -62,6 +63,12 @@ class Abort(msgspec.Struct, frozen=True):
     """The transaction is over without a message (RSET, EHLO, broken BDAT). Wants nothing."""
 
 
+class Etrn(msgspec.Struct, frozen=True):
+    """ETRN (RFC 1985), outside a transaction. node: its argument as given. Wants `answer`."""
+
+    node: str
+
+
 class StartTls(msgspec.Struct, frozen=True):
     """STARTTLS; 220 is in the output. Send it, do the handshake, call `tls_started`."""
 
@@ -76,4 +83,4 @@ class Pause(msgspec.Struct, frozen=True):
     """Many commands were answered without an event: let others have a turn. Wants nothing."""
 
 
-Event = Mail | Rcpt | DataRequest | Content | ContentEnd | Abort | StartTls | Closing | Pause
+Event = Mail | Rcpt | DataRequest | Content | ContentEnd | Abort | Etrn | StartTls | Closing | Pause

@@ -33,3 +33,5 @@ SENDER_UTF8 = Reply(553, "5.6.7", "Address requires SMTPUTF8")  # RFC 6531 §3.5
 BARE_CONTENT = Reply(550, "5.6.11", "Message holds a bare CR or LF; lines must end in CR LF")
 VRFY_SYNTAX = Reply(501, "5.5.4", "Syntax: VRFY address")
 NOT_IN_TRANSACTION = Reply(503, "5.5.1", "Not during a transaction")
+ETRN_SYNTAX = Reply(501, "5.5.4", "Syntax: ETRN [@]domain")  # RFC 1985 §5.3
+ETRN_LATER = Reply(458, "4.3.0", "Unable to queue messages now")  # RFC 1985 §5.3

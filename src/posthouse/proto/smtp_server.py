@@ -47,6 +47,7 @@ from posthouse.proto.server_events import (
     Content,
     ContentEnd,
     DataRequest,
+    Etrn,
     Event,
     Mail,
     Pause,
@@ -86,7 +87,7 @@ _HELO = re.compile(rb"[\x21-\x7e]{1,255}\Z")
 _BDAT = re.compile(rb"(\d{1,20})(?:[ ]+(LAST))?\s*\Z", re.IGNORECASE)
 _RCPT_FAST = re.compile(rb"[Rr][Cc][Pp][Tt] [Tt][Oo]:<([^<>\s\"]+)>\Z")
 # Known to RFCs but not offered here: 502 says so (RFC 5321 §4.2.4).
-_KNOWN = frozenset({b"EXPN", b"AUTH", b"ETRN", b"ATRN", b"TURN", b"SEND", b"SOML", b"SAML"})
+_KNOWN = frozenset({b"EXPN", b"AUTH", b"ATRN", b"TURN", b"SEND", b"SOML", b"SAML"})
 # A browser or proxy made to speak to us (precedent: Postfix smtpd_forbidden_commands).
 _FOREIGN = frozenset({b"GET", b"POST", b"PUT", b"CONNECT", b"OPTIONS"})
 
@@ -364,6 +365,8 @@ class ServerSession:
         ]  # fmt: skip
         if self._starttls:
             words.insert(3, "STARTTLS")
+        if self._limits.offer_etrn:
+            words.append("ETRN")
         text = "".join(f"250-{word}\r\n" for word in words[:-1]) + f"250 {words[-1]}\r\n"
         self._out.append(text.encode())
         return event
@@ -515,6 +518,21 @@ class ServerSession:
         self._say(replies.HELP)
         return None
 
+    def _on_etrn(self, argument: bytes) -> Event | None:
+        if not self._limits.offer_etrn:
+            self._say(replies.NOT_IMPLEMENTED)
+        elif not self.helo:
+            self._say(replies.HELO_FIRST)
+        elif self._in_mail:
+            self._say(replies.NOT_IN_TRANSACTION)
+        elif not argument or not argument.isascii() or b" " in argument:
+            self._say(replies.ETRN_SYNTAX)
+        else:
+            self._count_idle()
+            self._awaiting = Etrn
+            return Etrn(argument.decode("ascii"))
+        return None
+
     def _on_quit(self, argument: bytes) -> Event | None:
         if argument:
             self._say(replies.NO_ARGUMENT)
@@ -657,6 +675,7 @@ _HANDLERS: Final[dict[bytes, Callable[[ServerSession, bytes], Event | None]]] = 
     b"NOOP": ServerSession._on_noop,
     b"VRFY": ServerSession._on_vrfy,
     b"HELP": ServerSession._on_help,
+    b"ETRN": ServerSession._on_etrn,
     b"QUIT": ServerSession._on_quit,
     b"STARTTLS": ServerSession._on_starttls,
 }
