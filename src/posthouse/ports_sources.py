@@ -7,28 +7,13 @@ engine that is cut short in any way raises, and what was in force stays in force
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 from typing import Protocol
 
 import msgspec
 
-
-class RuleAction(enum.StrEnum):
-    """What a roster says of local parts that match a rule (PROTOCOL.md §2)."""
-
-    ACCEPT = "accept"
-    REJECT = "reject"
-    TRAP = "trap"
-    DEFER = "defer"
-
-
-class RosterRule(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule of a roster. match: RE2, of the whole local part; note: for people."""
-
-    match: str
-    action: RuleAction
-    note: str = ""
+from posthouse.domain.source_entries import EntryReader
+from posthouse.mail.roster import RosterRule
 
 
 class Harvest(msgspec.Struct, kw_only=True):
@@ -44,6 +29,13 @@ class Harvest(msgspec.Struct, kw_only=True):
     examples: list[str] = msgspec.field(default_factory=list)
     catch_all: bool = False
     rules: list[RosterRule] = msgspec.field(default_factory=list)
+
+    def take(self, entries: EntryReader) -> None:
+        """Add up what a reader of entries has counted."""
+        self.skipped += entries.skipped
+        self.unreadable += entries.unreadable
+        self.examples += entries.examples
+        self.catch_all |= entries.catch_all
 
 
 class AddressSource(Protocol):

@@ -137,9 +137,10 @@ class RecipientFile:
     entries, skipped: recipients of this domain (repeats included), lines for others.
     """
 
-    def __init__(self, domain: str) -> None:
-        """domain: lower-case A-labels."""
+    def __init__(self, domain: str, *, folded: bool = True) -> None:
+        """domain: lower-case A-labels. folded: False gives contents as the file spells them."""
         self.domain = domain
+        self._folded = folded
         self.fold = Fold()
         self.catch_all = False
         self.entries = 0
@@ -173,7 +174,7 @@ class RecipientFile:
                 if self.mistake_count >= MAX_COUNTED_MISTAKES:
                     break
             if content is not None:
-                text = fold(content, self.fold, cut=False)
+                text = fold(content, self.fold, cut=False) if self._folded else content
                 if not text:
                     self.report("nothing is left of this local part without its dots")
                     continue
@@ -184,6 +185,11 @@ class RecipientFile:
             self.report(
                 f"no line is for {self.domain}, {self.skipped} for other domains: the wrong file?"
             )
+
+    @property
+    def has_options(self) -> bool:
+        """True when the file says itself how local parts are read."""
+        return bool(self._options_seen)
 
     def report(self, text: str, *, line: int | None = None) -> None:
         """Note a mistake in the present line, or in `line`."""

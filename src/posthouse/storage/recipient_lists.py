@@ -168,7 +168,7 @@ def _read(
                 reading.report(f"larger than {MAX_FILE_BYTES >> 30} GiB", line=0)
             elif refuse_empty and not status.st_size:
                 reading.report("empty (0 octets), perhaps just being written", line=0)
-            elif not builder.add_all(reading.read_lines(_split(descriptor)), MAX_RECIPIENTS):
+            elif not builder.add_all(reading.read_lines(split_lines(descriptor)), MAX_RECIPIENTS):
                 reading.report(f"more than {MAX_RECIPIENTS:,} recipients", line=0)
         finally:
             os.close(descriptor)
@@ -179,7 +179,7 @@ def _read(
     return reading, _fingerprint(status)
 
 
-def _split(descriptor: int) -> Iterator[str]:
+def split_lines(descriptor: int) -> Iterator[str]:
     """The lines of a file without their LF; octets that are not UTF-8 become lone surrogates.
 
     Of a line that does not end, only as much is kept as shows that it is too long.
