@@ -6,7 +6,7 @@ about the world behind the services.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -129,3 +129,27 @@ class Gatekeeper(Protocol):
 
     def leave(self, session: SessionFacts) -> None:
         """The client has gone; called when `scratch` is not empty."""
+
+
+class Receptionist(Protocol):
+    """Whom a door asks (services/reception is one)."""
+
+    def judge_mail(self) -> Reply | None:
+        """Refuse MAIL, or None."""
+
+    def judge_recipient(
+        self, mailbox: Mailbox, session: SessionFacts
+    ) -> Verdict | Awaitable[Verdict]:
+        """The verdict at RCPT."""
+
+    def open_letter(
+        self,
+        envelope: Envelope,
+        client: Client,
+        session: SessionFacts,
+        verdicts: Sequence[Verdict],
+    ) -> OpenLetter | Reply:
+        """Begin a message, or why not (4xx)."""
+
+    def leave(self, session: SessionFacts) -> None:
+        """The client has gone."""

@@ -29,7 +29,7 @@ from posthouse.errors import PosthouseError, TlsFailed
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports import Resolver, TlsChannel, TlsServer
-from posthouse.ports_session import OpenLetter, SessionFacts
+from posthouse.ports_session import OpenLetter, Receptionist, SessionFacts
 from posthouse.proto import server_replies
 from posthouse.proto.server_events import (
     Abort,
@@ -46,7 +46,7 @@ from posthouse.proto.server_events import (
     StartTls,
 )
 from posthouse.proto.smtp_server import ServerSession
-from posthouse.services.reception import NO_STORAGE_AFTER, Reception, make_recipient
+from posthouse.services.reception import NO_STORAGE_AFTER, make_recipient
 
 # Commands looked at before other sessions get their turn: 200 RCPT are about a millisecond.
 _EVENTS_A_TURN = 200
@@ -90,7 +90,7 @@ class Doorkeeper:
         self,
         settings: DoorSettings,
         *,
-        reception: Reception,
+        reception: Receptionist,
         resolver: Resolver | None,
         tls: TlsServer | None,
     ) -> None:
@@ -99,6 +99,7 @@ class Doorkeeper:
         self.resolver = resolver if settings.reverse_dns else None
         self.tls = tls
         self.etrn: Etrns | None = None
+        self.private = False  # clients are this node's own, over unix sockets
         self.sessions: set[SmtpDoor] = set()
         self._networks: dict[str, int] = {}
         self._leaving = False
@@ -243,6 +244,8 @@ class SmtpDoor(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
         self._transport = transport
         peer = transport.get_extra_info("peername")
+        if peer == "" and self._keeper.private:  # a unix socket: this node itself
+            peer = ("127.0.0.1", 0)
         if not peer:  # gone before we looked
             self._closing = True
             transport.abort()

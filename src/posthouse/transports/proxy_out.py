@@ -16,7 +16,7 @@ from typing import Final
 from posthouse.errors import NextHopFailure, TlsFailed
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
-from posthouse.ports import Target
+from posthouse.ports import Target, TlsChannel
 from posthouse.proto.client_opening import TlsWish
 from posthouse.proto.lockstep_client import (
     Answered,
@@ -28,7 +28,7 @@ from posthouse.proto.lockstep_client import (
 )
 from posthouse.proto.replies_in import PeerReply
 from posthouse.transports.smtp_out import OutSettings
-from posthouse.transports.tls import ClientTls, MemoryTls
+from posthouse.transports.tls import ClientTls
 
 _WISHES: Final[dict[str, TlsWish]] = {
     "none": "never",
@@ -90,14 +90,14 @@ class ProxySession(asyncio.Protocol):
     """See `ports_standby.PrimarySession`. One awaiter at a time."""
 
     def __init__(
-        self, target: Target, settings: OutSettings, wish: TlsWish, tls: ClientTls
+        self, target: Target, settings: OutSettings, wish: TlsWish, tls: ClientTls | None
     ) -> None:
         self.target = target
         self.when_gone: Callable[[ProxySession], object] = _nobody
         self._settings = settings
         self._client = LockstepClient(settings.helo_name, tls=wish)
         self._tls_maker = tls
-        self._tls: MemoryTls | None = None
+        self._tls: TlsChannel | None = None
         self._transport: asyncio.Transport | None = None
         self._failure: NextHopFailure | None = None
         self._waiter: asyncio.Future[PeerReply | None] | None = None
@@ -238,6 +238,28 @@ class ProxySession(asyncio.Protocol):
 
     # ------------------------------------------------------------------ the connector's side
 
+    @classmethod
+    def adopt(
+        cls,
+        transport: asyncio.Transport,
+        channel: TlsChannel | None,
+        rest: bytes,
+        *,
+        target: Target,
+        settings: OutSettings,
+    ) -> ProxySession:
+        """Go on as the client of a connection that was turned around (ATRN).
+
+        channel: its TLS, established, or None; rest: what the peer has said behind the turn.
+        Nothing is negotiated again: who dialled in chose how. Wait for `opened`.
+        """
+        session = cls(target, settings, "never", None)
+        session._transport, session._tls = transport, channel
+        transport.set_protocol(session)
+        if rest:
+            session._handle(session._client.feed(rest))
+        return session
+
     async def opened(self, seconds: float) -> None:
         """Wait until commands may be given. Raises NextHopFailure."""
         if not self._opened:
@@ -293,6 +315,7 @@ class ProxySession(asyncio.Protocol):
         self._flush()
 
     def _start_tls(self) -> None:
+        assert self._tls_maker is not None  # else it was never asked for
         try:
             self._tls = self._tls_maker.open_channel(self.target.host)
             self._write_raw(self._tls.start())
