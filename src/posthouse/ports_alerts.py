@@ -12,7 +12,7 @@ Instants are integer microseconds since 1970, UTC.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -141,3 +141,121 @@ class AvailabilityLog(Protocol):
 
         why: one line with the peer's words; reason NONE when up.
         """
+
+
+class PeriodFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One stretch of time that a next hop spent up or down. to_us None: it lasts."""
+
+    next_hop: str
+    up: bool
+    reason: Reason
+    why: str
+    from_us: int
+    to_us: int | None
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """What happened to one domain's mail in some time.
+
+    accepted, accepted_bytes: messages answered 250 that have a recipient there; delivered,
+    held: recipients; delivered_bytes: octets of the messages, once for each recipient;
+    unknown: RCPT answered 550 5.1.1; longest_us: the longest that a recipient delivered in
+    that time had waited.
+    """
+
+    accepted: int = 0
+    accepted_bytes: int = 0
+    delivered: int = 0
+    delivered_bytes: int = 0
+    held: int = 0
+    unknown: int = 0
+    longest_us: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Put another one on top."""
+        self.accepted += other.accepted
+        self.accepted_bytes += other.accepted_bytes
+        self.delivered += other.delivered
+        self.delivered_bytes += other.delivered_bytes
+        self.held += other.held
+        self.unknown += other.unknown
+        self.longest_us = max(self.longest_us, other.longest_us)
+
+
+class TallyBook(Protocol):
+    """Where the workers write what they counted; every worker its own rows.
+
+    All methods block: call them in a thread, one at a time. They raise StorageError.
+    """
+
+    def add(self, counts: Mapping[str, Tally], *, now_us: int) -> None:
+        """Add counts by domain to the hour of `now_us`. All or nothing."""
+
+
+class AlertStore(Protocol):
+    """Where alerts and what was told of them outlive the process; one writer.
+
+    All methods block: call them in a thread, one at a time. They raise StorageError.
+    What they change is durable when they return.
+    """
+
+    def load_standing(self) -> Sequence[tuple[StoredAlert, bool]]:
+        """Alerts that are not over, and whether each was announced."""
+
+    def begin(self, alerts: Sequence[Alert], *, now_us: int) -> Sequence[StoredAlert]:
+        """Store new ones, in this order. An alert of that kind and subject may not stand."""
+
+    def update(self, number: int, alert: Alert) -> None:
+        """Bring the words up to date."""
+
+    def announce(self, numbers: Sequence[int]) -> None:
+        """They are to be told: every channel finds them behind what it told last."""
+
+    def end(self, numbers: Sequence[int], *, over_us: int) -> None:
+        """They are over; those that were announced are to be told once more."""
+
+    def find_news(self, after: int, limit: int) -> tuple[Sequence[StoredAlert], int]:
+        """What began or ended behind `after`, each alert once, as it is now; and how far it goes.
+
+        Returns ((), after) when there is nothing.
+        """
+
+    def get_channel(self, name: str) -> ChannelRecord:
+        """How far a channel is; a new one begins behind all there is."""
+
+    def save_channel(self, name: str, record: ChannelRecord) -> None:
+        """Remember how far it is."""
+
+    def list_alerts(self, *, everything: bool, limit: int) -> Sequence[StoredAlert]:
+        """Those that stand, or all there are, the newest first."""
+
+    def find_new_held(self, keys: Iterable[HeldKey]) -> Sequence[HeldKey]:
+        """Those the digest has not told."""
+
+    def save_digest(self, held: Iterable[HeldKey], *, now_us: int) -> None:
+        """A digest was told; `held` are all that are on hold, and no others are remembered."""
+
+    def last_digest_us(self) -> int:
+        """When one was told last; 0: never."""
+
+    def prune(self, *, before_us: int) -> None:
+        """Forget alerts that were over before that."""
+
+
+class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """told: the last news told. last_us: when. The rest is about a notice that fails now.
+
+    notices: how many were told. failing_since_us 0: none fails.
+    """
+
+    told: int = 0
+    last_us: int = 0
+    notices: int = 0
+    attempts: int = 0
+    due_us: int = 0
+    failing_since_us: int = 0
+    trouble: str = ""
+
+
+HeldKey = tuple[int, int, int]
+"""Queue id, seq, since when it is held: one recipient on hold."""
