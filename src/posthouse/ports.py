@@ -498,9 +498,12 @@ class Connector(Protocol):
         The session starts asking `source` for work by itself.
         """
 
-    async def probe(self, target: Target) -> None:
-        """Connect, greet, EHLO, STARTTLS as configured, MAIL FROM:<>, RSET, QUIT.
+    async def probe(
+        self, target: Target, recipients: Sequence[str] = ()
+    ) -> Sequence[tuple[int, str]]:
+        """Connect, greet, EHLO, STARTTLS as configured, MAIL FROM:<>, RCPT, RSET, QUIT.
 
+        Returns code and text of the reply to each RCPT (those with non-ASCII are not asked).
         Raises NextHopFailure where the peer does not take mail from us.
         """
 

@@ -61,6 +61,8 @@ class FakePeer:
         self.connecting = 0
         self.connects = 0
         self.probes = 0
+        self.probe_rcpt = (250, "2.1.5 Ok")
+        self.probed_for: list[tuple[str, ...]] = []
         self.sessions: list[FakeSession] = []
         self.received: list[Transaction] = []
         self.delivered: list[int] = []
@@ -187,7 +189,9 @@ class FakeConnector:
         asyncio.get_running_loop().call_soon(session.poke)
         return session
 
-    async def probe(self, target: Target) -> None:
+    async def probe(
+        self, target: Target, recipients: Sequence[str] = ()
+    ) -> Sequence[tuple[int, str]]:
         peer = self.peer(target.address)
         peer.probes += 1
         self.targets.append(target)
@@ -196,3 +200,5 @@ class FakeConnector:
         await asyncio.sleep(0)
         if peer.probe_failure is not None:
             raise peer.probe_failure
+        peer.probed_for.append(tuple(recipients))
+        return [peer.probe_rcpt for _ in recipients]

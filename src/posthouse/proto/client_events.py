@@ -27,7 +27,7 @@ class Awaited(enum.Enum):
     DOT = "end of data"
     NO_MAIL_DOT = "end of no message"
     RESET = "RSET"
-    PROBE = "MAIL of a probe"
+    PROBE = "MAIL or RCPT of a probe"
     QUIT = "QUIT"
 
 
@@ -72,9 +72,10 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class Probed(msgspec.Struct, frozen=True):
-    """The peer's reply to MAIL FROM:<>."""
+    """The peer's reply to MAIL FROM:<>, and those to RCPT when that was taken."""
 
     reply: PeerReply
+    rcpts: tuple[PeerReply, ...] = ()
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ RFC 4954.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from posthouse.mail.credentials import Credentials
@@ -102,6 +103,8 @@ class ClientSession:
         self._use_chunking = chunking
         self._auth = SessionAuth()
         self._exchange: Exchange | None = None  # under way
+        self._asking: list[bytes] = []  # RCPTs of a probe
+        self._heard: list[PeerReply] = []  # its replies
         self._waiting: tuple[ClientTransaction, Credentials] | None = None  # for AUTH
         self._ready = False
         self._quitting = False
@@ -283,9 +286,14 @@ class ClientSession:
         self._expect_final(transaction)
         return True
 
-    def probe(self) -> None:
-        """Ask whether mail is taken: MAIL FROM:<>, then RSET; the answer is `Probed`."""
+    def probe(self, recipients: Sequence[str] = ()) -> None:
+        """Ask whether mail is taken: MAIL FROM:<>, a RCPT each, RSET; the answer is `Probed`.
+
+        recipients: mailboxes in ASCII, as they stand in an envelope.
+        """
         if self._ready and not self.busy:
+            self._asking = [f"RCPT TO:<{address}>\r\n".encode("ascii") for address in recipients]
+            self._heard = []
             self._send(b"MAIL FROM:<>\r\n", Awaited.PROBE, None)
 
     def quit(self) -> None:
@@ -335,15 +343,23 @@ class ClientSession:
                 elif transaction is not None:
                     self._send(transaction.commands.mail, _MAIL, transaction)
             case Awaited.PROBE:
-                self._events.append(Probed(reply))
-                if 200 <= reply.code < 300:
-                    self._reset(None)
+                self._on_probe(reply)
             case Awaited.AUTH:
                 self._on_auth(reply)
             case Awaited.QUIT:
                 self._end("", Ended())
             case _:  # NO_MAIL_DOT: whatever was said to no message, nobody waits for it
                 pass
+
+    def _on_probe(self, reply: PeerReply) -> None:
+        self._heard.append(reply)
+        taken = 200 <= self._heard[0].code < 300
+        if taken and len(self._heard) <= len(self._asking) and reply.code != _SHUTTING_DOWN:
+            self._send(self._asking[len(self._heard) - 1], Awaited.PROBE, None)
+            return
+        self._events.append(Probed(self._heard[0], tuple(self._heard[1:])))
+        if taken:
+            self._reset(None)
 
     def _on_auth(self, reply: PeerReply) -> None:
         exchange, waiting = self._exchange, self._waiting

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -92,18 +92,22 @@ class SmtpConnector:
         session.start(source)
         return session
 
-    async def probe(self, target: Target) -> None:
-        """Ask whether mail is taken, with MAIL FROM:<>, and leave in good order.
+    async def probe(
+        self, target: Target, recipients: Sequence[str] = ()
+    ) -> Sequence[tuple[int, str]]:
+        """Ask whether mail is taken, with MAIL FROM:<> and RCPT, and leave in good order.
 
+        Recipients that are not in ASCII are left out. Returns the replies to RCPT.
         Raises NextHopFailure; its stage is "mail" when MAIL was refused.
         """
         session = await self._open(target)
         try:
-            reply = await session.probe()
+            probed = await session.probe([r for r in recipients if r.isascii()])
         except BaseException:  # cancelled, too: it has waited long enough
             session.drop("given up")
             raise
         session.quit()  # its end is watched by the clock of all sessions
+        reply = probed.reply
         if reply.code >= 300:
             raise NextHopFailure(
                 f"{_name(target)} refused a probe: {reply}",
@@ -111,6 +115,7 @@ class SmtpConnector:
                 reply_code=reply.code,
                 reply_text=reply.text,
             )
+        return [(rcpt.code, rcpt.text) for rcpt in probed.rcpts]
 
     async def close(self) -> None:
         """Drop every session; what was under way is given back to its source."""

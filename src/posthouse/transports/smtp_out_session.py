@@ -13,7 +13,7 @@ without the final dot, and no peer delivers any of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -112,7 +112,7 @@ class SmtpSession(asyncio.Protocol):
         self._ended: Ended | None = None
         self._gone = False
         self._opened: asyncio.Future[Greeted] = self._loop.create_future()
-        self._probed: asyncio.Future[PeerReply] | None = None
+        self._probed: asyncio.Future[Probed] | None = None
         self._end: asyncio.Future[SessionEnd] = self._loop.create_future()
         self._when_gone: list[Callable[[SmtpSession], object]] = []
 
@@ -149,10 +149,10 @@ class SmtpSession(asyncio.Protocol):
         self._source = source
         self._loop.call_soon(self._pump)
 
-    async def probe(self) -> PeerReply:
-        """The reply to MAIL FROM:<>. Raises NextHopFailure when none comes."""
+    async def probe(self, recipients: Sequence[str] = ()) -> Probed:
+        """The replies to MAIL FROM:<> and RCPT. Raises NextHopFailure when they do not come."""
         self._probed = self._loop.create_future()
-        self._client.probe()
+        self._client.probe(recipients)
         if self._client.over:
             self._fail_waiters()
         self._flush()
@@ -264,7 +264,7 @@ class SmtpSession(asyncio.Protocol):
                 )
             case Probed():
                 if self._probed is not None and not self._probed.done():
-                    self._probed.set_result(event.reply)
+                    self._probed.set_result(event)
             case Ended():
                 self._close(event)
 

@@ -280,6 +280,26 @@ def test_probe(reply: bytes, taken: bool) -> None:
     assert ended == Ended()
 
 
+def test_probe_for_recipients() -> None:
+    """Each RCPT waits for the one before; all replies come at once; refused MAIL ends it."""
+    client = opened("PIPELINING")
+    client.probe(["a@example.com", "b@example.com"])
+    written(client)
+    assert client.feed(OK) == []
+    assert written(client) == b"RCPT TO:<a@example.com>\r\n"
+    assert client.feed(b"550 5.1.1 no\r\n") == []
+    assert written(client) == b"RCPT TO:<b@example.com>\r\n"
+    [probed] = client.feed(OK)
+    assert isinstance(probed, Probed)
+    assert [reply.code for reply in probed.rcpts] == [550, 250]
+    assert written(client) == b"RSET\r\n"
+    client.feed(OK)
+    client.probe(["a@example.com"])
+    [refused] = client.feed(b"550 5.7.1 no\r\n")
+    assert isinstance(refused, Probed)
+    assert refused.rcpts == ()
+
+
 def test_quit_waits_for_what_is_under_way() -> None:
     """No more work is taken, and QUIT goes when the last answer is there."""
     client = opened("PIPELINING")

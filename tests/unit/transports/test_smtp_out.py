@@ -254,6 +254,16 @@ async def test_probe_asks_for_mail_and_leaves(connector: SmtpConnector) -> None:
         assert peer.commands == ["EHLO mx2.example.net", "MAIL FROM:<>", "RSET", "QUIT"]
 
 
+async def test_probe_tells_what_recipients_are_answered(connector: SmtpConnector) -> None:
+    """Replies to RCPT come back in order, whatever they are; one not in ASCII is not asked for."""
+    async with ScriptedPeer({"RCPT:b@example.com": "550 5.1.1 no"}) as peer:
+        asked = ["a@example.com", "b@example.com", "ü@example.com"]
+        replies = await connector.probe(target_of(peer), asked)
+        await peer.wait_command("QUIT")
+    assert [code for code, _ in replies] == [250, 550]
+    assert replies[1][1].endswith("5.1.1 no")
+
+
 @pytest.mark.parametrize(
     ("answers", "stage", "code"),
     [
