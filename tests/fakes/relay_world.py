@@ -10,7 +10,8 @@ from fakes.connector import FakeConnector, FakePeer
 from fakes.memory_spool import MemorySpool
 from fakes.resolver import FakeResolver
 from fakes.timers import Timers, turn_over
-from posthouse.domain.nexthop import HostPort, State
+from posthouse.domain.drain import State
+from posthouse.domain.nexthop import HostPort
 from posthouse.errors import StorageError
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.ports import (
@@ -22,6 +23,7 @@ from posthouse.ports import (
     Settlement,
 )
 from posthouse.ports_agreements import AgreementSecrets
+from posthouse.services.nexthops import NextHopBoard
 from posthouse.services.relay import Relay
 from posthouse.services.relay_settings import NextHopStatus, RelaySettings, RouteSettings
 
@@ -84,10 +86,12 @@ class World:
         settings: RelaySettings | None = None,
         resolver: FakeResolver | None = None,
         secrets: AgreementSecrets | None = None,
+        beside: World | None = None,
     ) -> None:
-        self.timers = Timers()
+        """beside: another worker of the same node, with the same clock, peers and states."""
+        self.timers: Timers = beside.timers if beside else Timers()
         self.spool = WatchedSpool(self.timers)
-        self.connector = FakeConnector()
+        self.connector: FakeConnector = beside.connector if beside else FakeConnector()
         self.resolver = resolver or FakeResolver()
         self.settings = settings or RelaySettings(own_names=frozenset({"mx2.example.net"}))
         self.relay = Relay(
@@ -99,8 +103,15 @@ class World:
             clock_us=self.timers.clock_us,
             dice=random.Random(7),
             later=self.timers.later,
+            authority=beside.board if beside else None,
             secrets=secrets,
         )
+
+    @property
+    def board(self) -> NextHopBoard:
+        """Who decides the states here."""
+        assert self.relay.board is not None
+        return self.relay.board
 
     def peer(self, address: str = PRIMARY) -> FakePeer:
         return self.connector.peer(address)

@@ -16,12 +16,28 @@ from posthouse.cli.main import config_option, find_config
 from posthouse.cli.texts import tell_age, tell_size, tell_utc
 from posthouse.config import load
 from posthouse.config_schema import Config
+from posthouse.domain.drain import State
 from posthouse.interfaces.control_wire import NextHopStatus, WorkerStatus
 from posthouse.observe import clean
 from posthouse.ports import DomainTotals
 
 # The worst state of any worker is the one worth showing.
-_SEVERITY = {"up": 0, "down": 1, "held by DNS": 2, "blocked": 3}
+_SEVERITY = {
+    word: rank
+    for rank, word in enumerate(
+        (
+            State.UP,
+            State.DRAINING,
+            State.CANARY,
+            State.SUSPECT,
+            State.DOWN,
+            State.HELD,
+            State.BLOCKED,
+            State.SURGE_STOPPED,
+            State.SUSPENDED,
+        )
+    )
+}
 
 
 @click.command()
@@ -70,7 +86,7 @@ def merge_next_hops(workers: Iterable[WorkerStatus]) -> dict[str, NextHopStatus]
             if known is None:
                 merged[hop.next_hop] = hop
                 continue
-            worse = max((known, hop), key=lambda one: _SEVERITY.get(one.state, 1))
+            worse = max((known, hop), key=lambda one: _SEVERITY.get(State(one.state), 0))
             merged[hop.next_hop] = NextHopStatus(
                 next_hop=hop.next_hop,
                 state=worse.state,

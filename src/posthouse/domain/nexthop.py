@@ -1,100 +1,14 @@
-"""The state of one next hop, and how it is written in a configuration.
+"""How next hops are named and written in a configuration, and when they are probed.
 
-A next hop is where the mail of one or more domains goes home. States:
-
-UP      mail flows, or would if there were any
-DOWN    it does not answer, answers 4xx before taking mail, or DNS is unwell
-BLOCKED every address refuses us for good (5xx) at connect, EHLO, STARTTLS or MAIL
-HELD    DNS leaves nobody better than ourselves to send to
-
-Nothing is sent unless UP. From every other state a probe leads back; it runs
-each `probe_interval` (give or take a tenth, so that many nodes do not knock
-together), and mail waits untouched meanwhile: an outage costs it no attempt.
-
-Moves (letters are cited by code, tests and docs)::
-
-    event        UP            DOWN          BLOCKED       HELD
-    GREETED      -             (u) UP        (u) UP        (u) UP
-    LOST         (l) DOWN      -             (l) DOWN      (l) DOWN
-    REFUSED      (b) BLOCKED   (b) BLOCKED   -             (b) BLOCKED
-    NO_WAY       (n) HELD      (n) HELD      (n) HELD      -
-
-    (u) a probe or a session went through: the queue drains at once
-    (l) no connection, time-out, 4xx greeting or EHLO, TLS failure, DNS trouble,
-        or sessions that keep breaking
-    (b) 5xx that is about us, not about a message or a user: alert
-    (n) a finding of `mxplan`: alert
-    -   the state stays, only the reason is brought up to date
+A next hop is where the mail of one or more domains goes home. Its state is the
+business of `posthouse.domain.drain`.
 """
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
-
-
-class State(enum.StrEnum):
-    """See the module's table. The values are shown by `status` and in logs."""
-
-    UP = "up"
-    DOWN = "down"
-    BLOCKED = "blocked"
-    HELD = "held by DNS"
-
-
-class Event(enum.Enum):
-    """What was learned about a next hop."""
-
-    GREETED = "greeted"
-    LOST = "lost"
-    REFUSED = "refused"
-    NO_WAY = "no way"
-
-
-MOVES: Final = {
-    (State.DOWN, Event.GREETED): State.UP,  # (u)
-    (State.BLOCKED, Event.GREETED): State.UP,  # (u)
-    (State.HELD, Event.GREETED): State.UP,  # (u)
-    (State.UP, Event.LOST): State.DOWN,  # (l)
-    (State.BLOCKED, Event.LOST): State.DOWN,  # (l)
-    (State.HELD, Event.LOST): State.DOWN,  # (l)
-    (State.UP, Event.REFUSED): State.BLOCKED,  # (b)
-    (State.DOWN, Event.REFUSED): State.BLOCKED,  # (b)
-    (State.HELD, Event.REFUSED): State.BLOCKED,  # (b)
-    (State.UP, Event.NO_WAY): State.HELD,  # (n)
-    (State.DOWN, Event.NO_WAY): State.HELD,  # (n)
-    (State.BLOCKED, Event.NO_WAY): State.HELD,  # (n)
-}
-"""What is not in the table keeps its state."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """One next hop's state. since_us: when it came into it; why: one line, "" when UP."""
-
-    state: State = State.UP
-    since_us: int = 0
-    why: str = ""
-
-    @property
-    def flowing(self) -> bool:
-        """True when mail may be sent."""
-        return self.state is State.UP
-
-
-def move(health: Health, event: Event, *, now_us: int, why: str) -> Health:
-    """Apply one event. A state that stays keeps its `since_us` and takes the new reason."""
-    state = MOVES.get((health.state, event), health.state)
-    if state is State.UP:
-        why = ""
-    if state is health.state:
-        return (
-            health if why == health.why else Health(state=state, since_us=health.since_us, why=why)
-        )
-    return Health(state=state, since_us=now_us, why=why)
+from typing import NamedTuple
 
 
 def probe_delay_us(interval_us: int, roll: Callable[[], float]) -> int:

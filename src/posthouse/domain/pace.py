@@ -82,6 +82,10 @@ class Pace:
             self.allowance -= 1
         return 0
 
+    def paused_us(self, now_us: int) -> int:
+        """Microseconds until sending may go on after `slower`; 0: it may."""
+        return max(0, self._paused_until_us - now_us)
+
     def give_back(self) -> None:
         """What was taken is not sent: there was no message."""
         if self.allowance is not None:

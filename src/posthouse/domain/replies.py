@@ -98,7 +98,7 @@ ROWS: Final = (
         "at once in a transaction of its own where some of them were taken",
     ),
     Row(
-        stages=("mail", *_LATE),
+        stages=("greeting", "ehlo", "mail", *_LATE),
         codes=(4,),
         texts=(
             "too much mail",
@@ -115,6 +115,7 @@ ROWS: Final = (
             "sending too fast",
             "slow down",
             "server busy",
+            "ports are busy",
             "temporarily deferred due to",
         ),
         beside=True,
@@ -122,9 +123,10 @@ ROWS: Final = (
         reason="rate-limited",
         effect=Effect.SLOWER,
         source="Postfix anvil(8): 450 4.7.1 too much mail, 421 4.7.0 too many connections; "
-        "sendmail: 421 4.3.2 connection rate limit exceeded; Exim: too many concurrent SMTP "
-        "connections; Gmail: 421 4.7.28 unusual rate; Yahoo: 421 4.7.0 [TSS04] temporarily "
-        "deferred due to …; Exchange Online: 451 4.7.500 server busy",
+        "sendmail: 421 4.3.2 connection rate limit exceeded; postscreen: 421 4.3.2 all server "
+        "ports are busy; Exim: too many concurrent SMTP connections; Gmail: 421 4.7.28 unusual "
+        "rate; Yahoo: 421 4.7.0 [TSS04] temporarily deferred due to …; Exchange Online: 451 "
+        "4.7.500 server busy",
     ),
     Row(
         stages=("mail", *_LATE),

@@ -8,8 +8,11 @@ where SMTP itself cannot tell (the connection broke after the final dot,
 RFC 1047) or after a crash between the peer's 2xx and our own disk.
 
 One relay per worker, in its event loop; nothing is shared between workers.
-The pieces: `relay_route` (state and sessions), `relay_queue` (ready mail),
-`relay_lane` (one session's work), `relay_ledger` (in hand and settling),
+What state a next hop is in is decided for the whole node (`ports_drain`,
+`services.nexthops`); the relay follows and tells what it learns.
+
+The pieces: `relay_route` (the state followed), `relay_pool` (sessions), `relay_queue` (ready
+mail), `relay_lane` (one session's work), `relay_ledger` (in hand and settling),
 `relay_targets` (DNS to addresses).
 """
 
@@ -23,9 +26,12 @@ from typing import Final
 import msgspec
 
 from posthouse import observe
+from posthouse.domain.drain import State
 from posthouse.errors import StorageError
 from posthouse.ports import Connector, QueuedMessage, Resolver, Spool
 from posthouse.ports_agreements import AgreementSecrets
+from posthouse.ports_drain import NextHopAuthority
+from posthouse.services.nexthops import NextHopBoard
 from posthouse.services.relay_ledger import Later, Ledger, Timer
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import CLAIM_RETRY_SECONDS
@@ -35,6 +41,7 @@ from posthouse.services.relay_settings import (
     NextHopStatus,
     RelaySettings,
     RouteSettings,
+    group_routes,
 )
 from posthouse.services.relay_vouching import Vouching
 
@@ -47,7 +54,8 @@ NAMED_DOMAINS: Final = 5  # in an alert; there may be thousands
 class Relay:
     """See the module. `routes`: every configured domain. `later`: `loop.call_later` by default.
 
-    secrets: passwords of agreements, None where there are none.
+    secrets: passwords of agreements, None where there are none. authority: who decides the
+    states of next hops; None: a board of our own, where they are up until they prove otherwise.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Relay:
         dice: random.Random,
         later: Later | None = None,
         secrets: AgreementSecrets | None = None,
+        authority: NextHopAuthority | None = None,
     ) -> None:
         if later is None:
             later = asyncio.get_running_loop().call_later
@@ -79,6 +88,18 @@ class Relay:
             look=self._look,
             vouching=Vouching(secrets, clock_us),
         )
+        self.board: NextHopBoard | None = None  # our own, when nobody else decides
+        if authority is None:
+            authority = self.board = NextHopBoard(
+                connector=connector,
+                resolver=resolver,
+                settings=settings,
+                clock_us=clock_us,
+                dice=dice,
+                later=later,
+                first=State.UP,
+            )
+        self._authority = authority
         self._wanted = dict(routes)
         self._routes: dict[str, Route] = {}
         self._by_domain: dict[str, Route] = {}
@@ -117,6 +138,8 @@ class Relay:
             self._look_timer.cancel()
         for route in self._routes.values():
             route.retire()
+        if self.board is not None:
+            await self.board.stop()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_seconds
         if self._means.tasks:
@@ -176,23 +199,21 @@ class Relay:
 
     def _lay_routes(self) -> None:
         """Make `_routes` what `_wanted` says; those that stay keep state and sessions."""
-        shared: dict[str, list[str]] = {}
-        for domain, route in self._wanted.items():
-            key = ",".join(map(str, route.hops)) if route.hops else f"mx:{domain}"
-            shared.setdefault(key, []).append(domain)
+        if self.board is not None:
+            self.board.set_routes(self._wanted, self._means.settings)
+        shared = group_routes(self._wanted)
         for key in self._routes.keys() - shared.keys():
             self._routes.pop(key).retire()
         self._by_domain = {}
-        for key, domains in shared.items():
-            known = self._routes.get(key)
-            if known is None:
-                hops = self._wanted[domains[0]].hops
-                known = self._routes[key] = Route(key, self._means, hops, domains)
-                known.start()
+        for key, (hops, domains) in shared.items():
+            route = self._routes.get(key)
+            if route is None:
+                route = self._routes[key] = Route(key, self._means, hops, domains, self._authority)
+                route.start()
             else:
-                known.set_domains(domains)
+                route.set_domains(domains)
             for domain in domains:
-                self._by_domain[domain] = known
+                self._by_domain[domain] = route
 
     def _wake_all(self) -> None:
         for route in self._routes.values():
@@ -242,12 +263,14 @@ class Relay:
         if not self._running:
             return
         self._note_strangers(tuple(sorted(d for d in queued if d not in self._by_domain)))
+        waiting: dict[str, list[str]] = {}
         for domain, due_us in queued.items():
             route = self._by_domain.get(domain)
             if route is not None:
                 route.queue.notice(domain, due_us)
-        for route in self._routes.values():
-            route.recheck()
+                waiting.setdefault(route.key, []).append(domain)
+        for key, route in self._routes.items():
+            route.recheck(waiting.get(key, ()))
 
     def _note_strangers(self, strangers: tuple[str, ...]) -> None:
         if strangers != self._strangers:

@@ -29,6 +29,7 @@ from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import ReadyQueue
 
 _LATE_STAGES: Final = frozenset({"rcpt", "data", "dot"})
+_OUR_STAGES: Final = frozenset({"local", "damaged"})
 
 
 def _meaning(result: RecipientResult) -> Meaning:
@@ -54,6 +55,25 @@ class Owner(Protocol):
 
     def stumbled(self, why: str) -> None:
         """A MAIL or a session failed before anything was delivered."""
+
+    def slower(self, relay: str, reply: str) -> None:
+        """It wants less at a time."""
+
+    @property
+    def watched(self) -> bool:
+        """The next hop is being drained: every reply counts."""
+
+    def held_for_good(self, relay: str, reply: str) -> None:
+        """A recipient was refused for good. For `watched`."""
+
+    def put_off(self, *, proves: bool) -> None:
+        """A recipient was deferred; proves: by a next hop that works. For `watched`."""
+
+    def unproven(self) -> None:
+        """What was handed out told nothing. For `watched`."""
+
+    def see_whether_dry(self) -> None:
+        """An outcome came. For `watched`."""
 
     def strike(self, queue_id: int) -> int:
         """Count how often a message came back without an outcome; returns the count."""
@@ -141,6 +161,8 @@ class Lane:
             for recipient in message.recipients:
                 self._defer(message, recipient, "its sender was refused a moment ago", reply)
             owner.queue.forget_body(transaction)
+            if owner.watched:
+                owner.unproven()
             transaction = owner.queue.pop()
         return transaction
 
@@ -151,37 +173,38 @@ class Lane:
         owner = self.owner
         message = transaction.message
         recipients = message.recipients
-        if len(recipients) == 1 and len(results) == 1:
+        if len(recipients) == 1 and len(results) == 1 and 200 <= results[0].code < 300:
             self._settle(message, recipients[0], results[0])
+            owner.queue.forget_body(transaction)
         else:
-            by_seq = {recipient.seq: recipient for recipient in recipients}
-            crowd = self._requeue_crowd(transaction, results)
-            for result in results:
-                if result.seq in crowd:
-                    del by_seq[result.seq]
-                recipient = by_seq.pop(result.seq, None)
-                if recipient is not None:
-                    self._settle(message, recipient, result)
-            for recipient in by_seq.values():
-                self._defer(message, recipient, "no reply for this recipient", "")
-            if crowd:  # the same body goes on with them
-                return
-        owner.queue.forget_body(transaction)
-        if not results or results[0].code < 300:
-            return
-        if results[0].stage == "mail":
-            self._judge_mail(results[0], message.envelope_sender)
-        elif results[0].stage in _LATE_STAGES:
-            self._judge_late(results)
-        elif results[0].stage == "damaged":
-            queue_id = format_queue_id(message.queue_id)
-            observe.alert("damaged", f"{queue_id} is held: {results[0].text}", queue_id=queue_id)
+            self._settle_each(transaction, results)
+            if results:
+                self._judge(message, results)
+        if owner.watched:
+            owner.see_whether_dry()
+
+    def _settle_each(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:
+        message = transaction.message
+        by_seq = {recipient.seq: recipient for recipient in message.recipients}
+        again = self._offer_again(transaction, results)
+        for result in results:
+            if result.seq in again:
+                del by_seq[result.seq]
+            recipient = by_seq.pop(result.seq, None)
+            if recipient is not None:
+                self._settle(message, recipient, result)
+        for recipient in by_seq.values():
+            self._defer(message, recipient, "no reply for this recipient", "")
+        if not again:  # else the same body goes on with them
+            self.owner.queue.forget_body(transaction)
 
     def returned(self, transaction: Transaction, *, why: str, after_dot: bool) -> None:
         """See `ports.WorkSource`."""
         self.outstanding -= 1
         owner = self.owner
         message = transaction.message
+        if owner.watched:
+            owner.unproven()
         if after_dot:
             reason = f"{why} after the final dot; it may arrive twice"
         elif owner.strike(message.queue_id) < 2:
@@ -201,7 +224,7 @@ class Lane:
         self, message: QueuedMessage, recipient: QueuedRecipient, result: RecipientResult
     ) -> None:
         code, text = result.code, result.text
-        fate, word, _ = classify_reply(code, text, result.stage)
+        fate, word, effect = classify_reply(code, text, result.stage)
         if fate is Fate.DELIVERED:
             self.served += 1
             self.owner.means.ledger.settle(
@@ -211,56 +234,70 @@ class Lane:
             self.owner.delivered()
             return
         reply = text if text[:3] == str(code) else f"{code} {text}"
+        owner = self.owner
         if fate is Fate.HELD:
             reason = f"{word}: refused by {self.relay} at {result.stage.upper()}"
             if result.stage == "damaged":
                 reason, reply = text, ""
-            self.owner.means.ledger.settle(
+            owner.means.ledger.settle(
                 Settlement(message.queue_id, recipient.seq, Outcome.HELD, 0, reason, reply)
             )
             self._log(message, recipient, dsn_code(code, text), "held", reply or reason)
+            if owner.watched:
+                if result.stage in _OUR_STAGES:
+                    owner.unproven()
+                else:
+                    owner.held_for_good(self.relay, reply)
             return
         reason = f"{word}: deferred by {self.relay}"
         self._defer(message, recipient, reason, reply, dsn_code(code, text))
+        if owner.watched:
+            owner.put_off(proves=effect is Effect.NONE and result.stage in _LATE_STAGES)
 
-    def _requeue_crowd(
+    def _offer_again(
         self, transaction: Transaction, results: Sequence[RecipientResult]
     ) -> set[int]:
-        """Offer at once again those that were too many for one transaction (RFC 5321 §4.5.3.1.10).
+        """Put those back in front whom the reply says nothing of. Returns their seqs.
 
-        Only where others of it were delivered, so each round is smaller. Returns their seqs.
+        Those that were too many for one transaction (RFC 5321 §4.5.3.1.10), where others of
+        it were delivered, so each round is smaller; and once those that met a rate limit.
         """
-        if not any(result.code < 300 for result in results):
-            return set()
-        crowd = {r.seq for r in results if _meaning(r).reason == "too-many"}
-        if crowd:
-            message = transaction.message
-            rest = tuple(r for r in message.recipients if r.seq in crowd)
-            crowd = {r.seq for r in rest}
-            self.owner.means.ledger.forget_removal(message.queue_id)
-            self.owner.queue.put_front(
-                Transaction(
-                    message=msgspec.structs.replace(message, recipients=rest),
-                    body=transaction.body,
-                )
-            )
-        return crowd
+        meanings = [(r.seq, _meaning(r)) for r in results]
+        again = set()
+        if any(meaning.fate is Fate.DELIVERED for _, meaning in meanings):
+            again = {seq for seq, meaning in meanings if meaning.reason == "too-many"}
+        message = transaction.message
+        limited = {seq for seq, meaning in meanings if meaning.effect is Effect.SLOWER}
+        if limited and self.owner.strike(message.queue_id) < 2:
+            again |= limited
+        rest = tuple(r for r in message.recipients if r.seq in again)
+        if rest:
+            if len(rest) < len(message.recipients):
+                self.owner.means.ledger.forget_removal(message.queue_id)
+                message = msgspec.structs.replace(message, recipients=rest)
+            self.owner.queue.put_front(Transaction(message=message, body=transaction.body))
+        return {recipient.seq for recipient in rest}
 
-    def _judge_mail(self, result: RecipientResult, sender: str) -> None:
-        """MAIL was refused: does that tell of the next hop?"""
-        fate, _, effect = _meaning(result)
-        if effect is Effect.UNCLEAR:
-            permanent = fate is Fate.BLOCKED
-            self.owner.refused(self.relay, result.text, sender, permanent=permanent)
-        elif effect is Effect.TROUBLE:
-            self.owner.stumbled(f"{self.relay}: {result.text}")
-
-    def _judge_late(self, results: Sequence[RecipientResult]) -> None:
-        """Nothing was delivered: is the peer's system in trouble?"""
+    def _judge(self, message: QueuedMessage, results: Sequence[RecipientResult]) -> None:
+        """What do the replies tell of the next hop?"""
         for result in results:
-            if _meaning(result).effect is Effect.TROUBLE:
-                self.owner.stumbled(f"{self.relay}: {result.text}")
+            if _meaning(result).effect is Effect.SLOWER:
+                if not (result.code == 421 and self.served):  # a limit of messages in one session
+                    self.owner.slower(self.relay, result.text)
+                self.quit()  # limits of a session end with it; postscreen wants a fresh one
                 return
+        first = results[0]
+        fate, _, effect = _meaning(first)
+        if fate is Fate.DELIVERED:
+            return
+        if effect is Effect.UNCLEAR and first.stage == "mail":
+            permanent = fate is Fate.BLOCKED
+            self.owner.refused(self.relay, first.text, message.envelope_sender, permanent=permanent)
+        elif any(_meaning(result).effect is Effect.TROUBLE for result in results):
+            self.owner.stumbled(f"{self.relay}: {first.text}")
+        elif first.stage == "damaged":
+            queue_id = format_queue_id(message.queue_id)
+            observe.alert("damaged", f"{queue_id} is held: {first.text}", queue_id=queue_id)
 
     def _defer(
         self,

@@ -1,5 +1,9 @@
 """The sessions of one next hop: opened by demand, reused, closed when idle.
 
+Free: as many as needed up to `concurrency`. While it drains: as a `Pace` allows,
+and a `SurgeGuard` looks at every reply. Standing: those that are open carry on,
+none is added.
+
 One session first. More, up to `concurrency`, when the ready mail is more than
 those can take soon, or when mail is stuck behind a slow peer. Equal targets
 share the load because each session walks the list anew; a target that failed
@@ -12,20 +16,30 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol
 
+from posthouse import observe
+from posthouse.domain.drain import SurgeGuard
 from posthouse.domain.nexthop import patience_seconds
+from posthouse.domain.pace import Pace
+from posthouse.domain.replies import Effect, classify_reply
 from posthouse.errors import NextHopFailure
 from posthouse.ports import Session, SessionEnd, Target, Transaction
 from posthouse.services.relay_lane import Lane
 from posthouse.services.relay_ledger import Timer
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import ReadyQueue
-from posthouse.services.relay_targets import Way
+from posthouse.services.relay_targets import Failures, Way
 
 MESSAGES_PER_SESSION: Final = 4
 """Ready messages that justify one more session: opening one costs about what four messages do."""
 
 MAX_STUMBLES: Final = 5
 """Sessions that broke, or MAILs that were deferred, in a row before anything was delivered."""
+
+MAX_SLOWED: Final = 6
+"""Pauses asked for in a row before anything was delivered: two minutes of patience."""
+
+MAX_PUT_OFF: Final = 3
+"""Canaries that were put off as greylisting does: such a next hop works."""
 
 MAX_SENDERS: Final = 1000
 SENDER_US: Final = 60_000_000
@@ -34,8 +48,6 @@ CALM_US: Final = 600_000_000  # without a probe about senders: the next refusal 
 
 MAX_STRIKES: Final = 1000
 """Messages remembered for having come back without an outcome."""
-
-Failures = Sequence[tuple[Target, NextHopFailure]]
 
 
 class Leader(Protocol):
@@ -56,6 +68,21 @@ class Leader(Protocol):
     def lost(self, why: str) -> None:
         """Nothing gets through, or we failed ourselves."""
 
+    def surged(self, why: str) -> None:
+        """Too many refusals for good."""
+
+    def refused_for_good(self, why: str) -> None:
+        """One more refusal for good while it drains."""
+
+    def proven(self) -> None:
+        """The canary came home."""
+
+    def dry(self) -> None:
+        """Nothing is due and nothing under way."""
+
+    def ticked(self) -> None:
+        """Another `idle_seconds` went by with sessions open."""
+
 
 class SessionPool:
     """See the module. Sends while `queue` is open."""
@@ -63,7 +90,14 @@ class SessionPool:
     def __init__(self, key: str, means: Means, leader: Leader) -> None:
         self.key = key
         self.means = means
-        self.queue = ReadyQueue(means, self.wake)
+        self.queue = ReadyQueue(means, self.wake, self.see_whether_dry)
+        self.pace: Pace | None = None
+        self.watched = False
+        self._guard: SurgeGuard | None = None
+        self._standing = False
+        self._put_off = 0
+        self._slowed = 0
+        self._served_before = 0  # over sessions that are gone
         self._leader = leader
         self._lanes: set[Lane] = set()
         self._resting: list[Lane] = []  # the last one is warmest
@@ -92,15 +126,47 @@ class SessionPool:
 
     # ------------------------------------------------------------------ what the route asks
 
-    def open(self) -> None:
-        """The next hop takes mail."""
-        self._stumbles = 0
+    @property
+    def served(self) -> int:
+        """Recipients delivered so far."""
+        return self._served_before + sum(lane.served for lane in self._lanes)
+
+    def free(self) -> None:
+        """The next hop is up. A slow start that is under way goes on without a rate."""
+        pace = self.pace
+        if pace is not None and pace.sessions < pace.limit and self.queue.is_open:
+            pace = Pace(limit=pace.limit, sessions=pace.sessions)
+        else:
+            pace = None
+        self._set(pace, None, watched=False)
+
+    def drain(self, pace: Pace, guard: SurgeGuard | None) -> None:
+        """The next hop is to be tried, or drained: slowly, and with an eye on every reply."""
+        self._put_off = 0
+        self._set(pace, guard, watched=True)
+
+    def stand(self) -> None:
+        """Nothing is known for certain: what is open carries on."""
+        self._standing = True
+
+    def _set(self, pace: Pace | None, guard: SurgeGuard | None, *, watched: bool) -> None:
+        self.pace = self.queue.pace = pace
+        self._guard = guard
+        self.watched = watched
+        self._standing = False
+        if self.queue.is_open:
+            self.wake()
+            self.see_whether_dry()
+            return
+        self._stumbles = self._slowed = 0
         self._growth_paused = False
         self._unreachable.clear()
         self.queue.open()
 
     def close(self) -> None:
         """The next hop takes none: sessions end once what is under way has its answers."""
+        self.pace = self.queue.pace = self._guard = None
+        self.watched = self._standing = False
         self.queue.close()
         self._resting.clear()
         for lane in self._lanes:
@@ -129,9 +195,76 @@ class SessionPool:
 
     def delivered(self) -> None:
         """See `relay_lane.Owner`."""
-        self._stumbles = self._refusals = 0
+        self._stumbles = self._refusals = self._slowed = 0
         if self._rounds > FULL_ROUNDS:
             self._rounds = FULL_ROUNDS
+        if self.pace is not None:
+            self._delivered_at(self.pace)
+
+    def _delivered_at(self, pace: Pace) -> None:
+        if self._guard is not None:
+            self._guard.note(refused=False)
+        if pace.allowance is not None:
+            self._leader.proven()
+        elif pace.delivered():
+            self.wake()
+        if pace.full and not self.watched:
+            self.pace = self.queue.pace = None
+
+    def held_for_good(self, relay: str, reply: str) -> None:
+        """See `relay_lane.Owner`."""
+        why = f"{relay}: {reply}"
+        self.unproven()
+        self._leader.refused_for_good(why)
+        guard = self._guard
+        if guard is not None and guard.note(refused=True):
+            self._leader.surged(
+                f"{guard.refused} of the last {len(guard)} replies refused mail for good: {why}"
+            )
+
+    def put_off(self, *, proves: bool) -> None:
+        """See `relay_lane.Owner`."""
+        if self._guard is not None:
+            self._guard.note(refused=False)
+        self._put_off += proves
+        if self._put_off >= MAX_PUT_OFF and self.pace is not None and self.pace.allowance == 0:
+            self._leader.proven()
+        else:
+            self.unproven()
+
+    def unproven(self) -> None:
+        """See `relay_lane.Owner`: the next message may be the canary."""
+        if self.pace is not None and self.pace.allowance == 0:
+            self.pace.allowance = 1
+
+    def see_whether_dry(self) -> None:
+        """Tell when nothing is left to drain."""
+        if self.watched and self.queue.dry and not any(lane.outstanding for lane in self._lanes):
+            self._leader.dry()
+
+    def slower(self, relay: str, reply: str) -> None:
+        """See `relay_lane.Owner`: pause, and go on with fewer sessions."""
+        if not self.queue.is_open:
+            return
+        now_us = self.means.clock_us()
+        if self.pace is None:
+            limit = self.means.settings.concurrency
+            self.pace = self.queue.pace = Pace(limit=limit, sessions=max(1, len(self._lanes)))
+        if self.pace.paused_us(now_us):
+            return
+        self._slowed += 1
+        if self._slowed > MAX_SLOWED:
+            self._leader.lost(f"nothing gets through: {relay}: {reply}")
+            return
+        seconds = self.pace.slower(now_us) / 1e6
+        for lane in sorted(self._lanes, key=lambda lane: lane.outstanding)[self.pace.sessions :]:
+            lane.quit()
+        observe.note(
+            "relay",
+            f"{self.key}: {relay} wants less at a time ({reply}): pausing {seconds:g}s, "
+            f"then {self.pace.sessions} sessions",
+        )
+        self.means.later(seconds, self.wake)
 
     def refused(self, relay: str, reply: str, sender: str, *, permanent: bool) -> None:
         """See `relay_lane.Owner`.
@@ -207,6 +340,10 @@ class SessionPool:
 
     def _grow(self, left: int) -> None:
         sessions = len(self._lanes) + self._opening
+        if self._standing:
+            return
+        if self.pace is not None and self.pace.paused_us(self.means.clock_us()):
+            return
         if not sessions:
             self._open_one()
         elif self._lanes and not self._growth_paused:
@@ -219,7 +356,8 @@ class SessionPool:
         settings = self.means.settings
         ticks = settings.probe_interval_us / 1e6 / settings.idle_seconds
         still = sum(lane.still_ticks > ticks for lane in self._lanes)
-        return settings.concurrency + min(still, settings.concurrency)
+        limit = settings.concurrency if self.pace is None else self.pace.sessions
+        return limit + min(still, settings.concurrency)
 
     def _open_one(self) -> None:
         self._opening += 1
@@ -243,7 +381,17 @@ class SessionPool:
             if way.obstacle is not None:
                 self._leader.obstructed(way)
             elif failures:
+                self._turned_away(failures)
+
+    def _turned_away(self, failures: Failures) -> None:
+        """Nobody took us: too fast, or not at all?"""
+        for _, failure in failures:
+            meaning = classify_reply(failure.reply_code, failure.reply_text, failure.stage)
+            if meaning.effect is not Effect.SLOWER:
                 self._leader.failed(failures)
+                return
+        target, failure = failures[-1]
+        self.slower(f"{target.host}[{target.address}]:{target.port}", failure.reply_text)
 
     async def _connect_first(
         self, targets: Sequence[Target], failures: list[tuple[Target, NextHopFailure]]
@@ -282,6 +430,7 @@ class SessionPool:
             end = await session.wait_end()
         finally:
             self._lanes.discard(lane)
+            self._served_before += lane.served
             if lane in self._resting:
                 self._resting.remove(lane)
         if end.failure is not None:
@@ -297,7 +446,11 @@ class SessionPool:
                 self._leader.refused_at_mail(
                     f"{lane.relay} refuses MAIL: {said}", 1, permanent=True
                 )
-        elif not lane.served:
+        elif lane.served:  # a limit of messages in one session, or a restart: connect again
+            pass
+        elif end.reply_code and _wants_less(end):
+            self.slower(lane.relay, said)
+        else:
             self.stumbled(f"{lane.relay}: {said}")
 
     def _resume_growth(self) -> None:
@@ -320,6 +473,7 @@ class SessionPool:
     def _tick(self) -> None:
         """Close sessions that were idle for a whole tick; add one where mail is stuck."""
         self._tick_timer = None
+        self._leader.ticked()
         for lane in self._lanes:
             if lane.outstanding:
                 lane.still_ticks += 1
@@ -328,6 +482,7 @@ class SessionPool:
                 if lane.quiet_ticks > 1 and not lane.leaving:
                     self._resting.remove(lane)
                     lane.quit()
+        self._let_another_canary_go()
         head = self.queue.head
         sessions = len(self._lanes) + self._opening
         if (
@@ -342,3 +497,19 @@ class SessionPool:
         self.wake()
         if (self._lanes or head is not None) and self._tick_timer is None:
             self._arm_tick()
+
+    def _let_another_canary_go(self) -> None:
+        """A canary whose reply does not come must not keep everybody waiting for minutes."""
+        pace, settings = self.pace, self.means.settings
+        ticks = settings.probe_interval_us / 1e6 / settings.idle_seconds
+        if (
+            pace is not None
+            and pace.allowance == 0
+            and all(lane.still_ticks > ticks for lane in self._lanes)
+            and len(self._lanes) < settings.concurrency
+        ):
+            pace.allowance = 1
+
+
+def _wants_less(end: SessionEnd) -> bool:
+    return classify_reply(end.reply_code, end.reply_text, "mail").effect is Effect.SLOWER

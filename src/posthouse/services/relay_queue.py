@@ -5,6 +5,11 @@ next hop keeps up. When it does not, or after an outage, batches are claimed
 from the spool, oldest due first, the next one while the last is being sent.
 The bell is lossy; the table is the truth: the relay compares once a minute.
 
+Out of a backlog, every fourth message is a fresh one, so that what arrives now
+does not wait for weeks of mail. A large message goes when nothing small is
+ready, or when fifty small ones have passed it; while small ones are ready at
+most a few sessions carry large ones.
+
 While closed (the next hop is not up) nothing is read, held or touched: a
 hundred thousand waiting messages cost nothing.
 """
@@ -16,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from posthouse import observe
+from posthouse.domain.pace import NEVER_US, Pace
 from posthouse.errors import StorageError
 from posthouse.ports import Claim, Cursor, QueuedMessage, Transaction
 from posthouse.services.relay_ledger import Key, Timer
@@ -25,6 +31,12 @@ CLAIM_RETRY_SECONDS: Final = 5.0
 FEW_DOMAINS: Final = 8  # of one next hop: with more, the table is asked which have mail at all
 MARGIN_US: Final = 300_000_000  # no row is due later than the longest delay and this
 EVER_US: Final = 1 << 62
+FRESH_EVERY: Final = 4
+MAX_FRESH: Final = 25  # with their bodies in memory
+LARGE_BYTES: Final = 1 << 20  # a second at 8 Mbit/s
+LARGE_EVERY: Final = 50
+MAX_LARGE_BESIDE: Final = 2  # sessions with large ones while small ones are ready
+MAX_LARGE: Final = 1000  # waiting, without their bodies
 MIN_DUE_SECONDS: Final = 1.0  # rows that fall due in the same second are claimed together
 
 
@@ -48,12 +60,27 @@ class _Domain:
 
 
 class ReadyQueue:
-    """Transactions ready to be sent to one next hop. `on_ready` is called when some came."""
+    """Transactions ready to be sent to one next hop.
 
-    def __init__(self, means: Means, on_ready: Callable[[], None]) -> None:
+    on_ready is called when some came, on_dry when a reading found that nothing is due.
+    pace: how fast they are handed out, None = as asked.
+    """
+
+    def __init__(
+        self, means: Means, on_ready: Callable[[], None], on_dry: Callable[[], None]
+    ) -> None:
         self._means = means
         self._on_ready = on_ready
+        self._on_dry = on_dry
+        self.pace: Pace | None = None
+        self._pace_timer: Timer | None = None
         self._ready: deque[Transaction] = deque()
+        self._fresh: deque[Transaction] = deque()  # while there is a backlog
+        self._large: deque[Transaction] = deque()
+        self._large_out: set[int] = set()  # queue ids under way
+        self._turn = 0
+        self._passed = 0  # small ones since the last large one
+        self._unread = False  # open, but not compared with the table yet
         self._domains: dict[str, _Domain] = {}
         self._behind: dict[str, _Domain] = {}  # in turn
         self._claiming = False
@@ -64,29 +91,68 @@ class ReadyQueue:
         self.is_open = False
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return len(self._ready) + len(self._fresh) + len(self._large)
 
     @property
     def head(self) -> Transaction | None:
         """The transaction that has waited longest."""
-        return self._ready[0] if self._ready else None
+        for waiting in (self._ready, self._fresh, self._large):
+            if waiting:
+                return waiting[0]
+        return None
+
+    @property
+    def dry(self) -> bool:
+        """Nothing is ready, and nothing in the table is due."""
+        return not (len(self) or self._behind or self._claiming or self._unread)
 
     # ------------------------------------------------------------------ in and out
 
     def pop(self) -> Transaction | None:
         """Hand out the next transaction; its recipients stay in hand until settled."""
         ready = self._ready
-        if not ready or self._means.ledger.full:
+        odd = self._fresh or self._large
+        if not (ready or odd) or self._means.ledger.full:
             return None
-        transaction = ready.popleft()
+        if self.pace is not None and not self._may_send(self.pace):
+            return None
+        transaction = self._choose() if odd else ready.popleft()
         if self._behind and len(ready) < self._means.settings.batch_messages:
             self.refill()
         return transaction
 
+    def _may_send(self, pace: Pace) -> bool:
+        wait_us = pace.take(self._means.clock_us())
+        if wait_us and wait_us < NEVER_US and self._pace_timer is None:
+            self._pace_timer = self._means.later(wait_us / 1e6, self._go_on)
+        return not wait_us
+
+    def _go_on(self) -> None:
+        self._pace_timer = None
+        self._on_ready()
+
+    def _choose(self) -> Transaction:
+        """The next one when there are fresh or large ones besides; see the module."""
+        ready, fresh, large = self._ready, self._fresh, self._large
+        self._turn += 1
+        if fresh and (not ready or self._turn % FRESH_EVERY == 0):
+            return fresh.popleft()
+        if large:
+            due = self._passed >= LARGE_EVERY and len(self._large_out) < MAX_LARGE_BESIDE
+            if due or not ready:
+                self._passed = 0
+                transaction = large.popleft()
+                self._large_out.add(transaction.message.queue_id)
+                return transaction
+            self._passed += 1
+        return ready.popleft()
+
     def put_front(self, transaction: Transaction) -> None:
         """Take back what a session could not send; it is next. Closed: back to the table."""
         if self.is_open:
-            self._ready.appendleft(transaction)
+            self._large_out.discard(transaction.message.queue_id)
+            large = transaction.message.size_bytes > LARGE_BYTES
+            (self._large if large else self._ready).appendleft(transaction)
         else:
             self.put_back(transaction)
 
@@ -97,6 +163,8 @@ class ReadyQueue:
 
     def forget_body(self, transaction: Transaction) -> None:
         """A transaction is over: its body no longer counts."""
+        if self._large_out:
+            self._large_out.discard(transaction.message.queue_id)
         if transaction.body is not None:
             self._means.body_bytes -= len(transaction.body)
 
@@ -108,11 +176,16 @@ class ReadyQueue:
         if not self.is_open:
             return
         queue = self._domains[domain]
-        if queue.behind:
-            self._note_late(queue, message)
-            return
         means = self._means
         settings = means.settings
+        if queue.behind:
+            if len(self._fresh) < MAX_FRESH and means.body_bytes < settings.body_bytes:
+                if self._admit(message, into=self._fresh) and whole:
+                    means.ledger.expect_removal(message.queue_id)
+                self._on_ready()
+            else:
+                self._note_late(queue, message)
+            return
         if len(self._ready) < settings.batch_messages and means.body_bytes < settings.body_bytes:
             if self._admit(message) and whole:
                 means.ledger.expect_removal(message.queue_id)
@@ -150,6 +223,7 @@ class ReadyQueue:
         """The next hop takes mail: read every domain from its oldest row."""
         self.is_open = True
         if len(self._domains) > FEW_DOMAINS:
+            self._unread = True
             self._means.look()
             return
         for queue in self._domains.values():
@@ -160,8 +234,10 @@ class ReadyQueue:
         """The next hop takes none: give everything ready back, forget how far was read."""
         self.is_open = False
         self._epoch += 1
-        while self._ready:
-            self.put_back(self._ready.popleft())
+        for waiting in (self._ready, self._fresh, self._large):
+            while waiting:
+                self.put_back(waiting.popleft())
+        self._unread = False
         for queue in self._domains.values():
             queue.behind, queue.cursor, queue.next_due_us = False, None, None
             queue.horizon_us = 0
@@ -169,6 +245,10 @@ class ReadyQueue:
         if self._due_timer is not None:
             self._due_timer.cancel()
             self._due_timer = None
+
+    def compared(self) -> None:
+        """Hear that `notice` was called for every domain that has mail."""
+        self._unread = False
 
     def notice(self, domain: str, due_us: int) -> None:
         """Compare with the table: its earliest queued row of `domain` falls due then."""
@@ -203,6 +283,7 @@ class ReadyQueue:
             or not self._behind
             or not self.is_open
             or len(self._ready) >= self._means.settings.batch_messages
+            or len(self._large) >= MAX_LARGE
         ):
             return
         queue = self._behind.pop(next(iter(self._behind)))
@@ -256,19 +337,29 @@ class ReadyQueue:
                 queue.behind, queue.cursor, queue.horizon_us = False, None, 0
                 if claim.next_due_us is not None:
                     self.defer(queue.name, claim.next_due_us)
-        if self._ready:
+        if len(self):
             self._on_ready()
+        elif self.dry:
+            self._on_dry()
 
-    def _admit(self, message: QueuedMessage, settled: Collection[Key] = ()) -> bool:
+    def _admit(
+        self,
+        message: QueuedMessage,
+        settled: Collection[Key] = (),
+        into: deque[Transaction] | None = None,
+    ) -> bool:
         taken = self._means.ledger.take(message, settled)
         if taken is None:
             return False
         body = taken.body
+        if taken.size_bytes > LARGE_BYTES:
+            body, into = None, self._large  # it may wait for long: it is read again then
         if body is not None:
             self._means.body_bytes += len(body)
         if taken.recipients_in_all == len(taken.recipients):
             self._means.ledger.expect_removal(taken.queue_id)
-        self._ready.append(Transaction(message=taken, body=body))
+        waiting = self._ready if into is None else into
+        waiting.append(Transaction(message=taken, body=body))
         return True
 
     def _fall_behind(self, queue: _Domain) -> None:

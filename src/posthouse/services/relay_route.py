@@ -1,9 +1,13 @@
-"""One next hop: its state, and the probes that bring it back.
+"""One next hop as one relay sees it: follows the state that the whole node shares.
 
 Domains with the same list of fixed places share one route; a domain that
 follows its MX has its own. Each route works by itself: one that is slow or
-dead takes nothing from the others but the memory of a timer. What each event
-does to the state is the table in `posthouse.domain.nexthop`.
+dead takes nothing from the others but the memory of a timer.
+
+The authority (`ports_drain.NextHopAuthority`) orders; the route opens and
+closes its pool accordingly and tells what it learns. What speaks against the
+next hop closes the pool at once, without waiting for the order. An authority
+that cannot be reached leaves the last order in force.
 """
 
 from __future__ import annotations
@@ -13,56 +17,52 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from posthouse import observe
-from posthouse.domain.nexthop import (
-    Event,
-    Health,
-    HostPort,
-    State,
-    move,
-    patience_seconds,
-    probe_delay_us,
-    quick_probe_delay_us,
-)
-from posthouse.errors import NextHopFailure
+from posthouse.domain.drain import Event, Health, State, SurgeGuard, move
+from posthouse.domain.nexthop import HostPort, quick_probe_delay_us
+from posthouse.domain.pace import Pace
+from posthouse.errors import StorageError
+from posthouse.ports_drain import Experience, NextHopAuthority, Order
 from posthouse.services.relay_ledger import Timer
 from posthouse.services.relay_means import Means
-from posthouse.services.relay_pool import Failures, SessionPool
-from posthouse.services.relay_settings import Condition, NextHopStatus
-from posthouse.services.relay_targets import Way, find_way
+from posthouse.services.relay_pool import SessionPool
+from posthouse.services.relay_settings import CONDITIONS, Condition, NextHopStatus
+from posthouse.services.relay_targets import Failures, Way, find_way, judge_failures
 
-_KINDS: Final = {
-    State.DOWN: "next-hop-down",
-    State.BLOCKED: "next-hop-blocked",
-    State.HELD: "next-hop-held",
-}
+_KNOWN: Final = 3  # addresses of the oldest mail that a probe may ask for
 
 
 class Route:
     """One next hop. `key` names it in logs; `hops` () means: follow the MX of its one domain."""
 
     def __init__(
-        self, key: str, means: Means, hops: tuple[HostPort, ...], domains: Sequence[str]
+        self,
+        key: str,
+        means: Means,
+        hops: tuple[HostPort, ...],
+        domains: Sequence[str],
+        authority: NextHopAuthority,
     ) -> None:
         self.key = key
         self.means = means
         self.hops = hops
         self.domains = tuple(domains)
-        self.health = Health(since_us=means.clock_us())
+        self.health = Health(state=State.SUSPECT, since_us=means.clock_us(), why="not known yet")
         self.pool = SessionPool(key, means, self)
         self.queue = self.pool.queue
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._probe_timer: Timer | None = None
-        self._probing = False
-        self._probe_task: asyncio.Task[None] | None = None
+        self._authority = authority
         self._next_probe_us: int | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rest_timer: Timer | None = None
+        self._told_delivered = 0
+        self._known_told = False
         self._retired = False
 
     # ------------------------------------------------------------------ what the relay asks
 
     def start(self) -> None:
-        """Begin: the next hop is taken to be up until it proves otherwise."""
-        self.queue.is_open = True
+        """Begin to follow."""
         self.queue.set_domains(self.domains)
+        self._authority.follow(self.key, self)
 
     def set_domains(self, domains: Sequence[str]) -> None:
         """Serve exactly these domains from now on."""
@@ -72,27 +72,33 @@ class Route:
     def retry(self) -> None:
         """Look again now: probe if not up, else read the queue from its oldest row."""
         self.pool.forget_refusals()
-        if not self.health.flowing:
-            if self._probe_task is not None:  # one that hangs must not outlast a person's wish
-                self._probe_task.cancel()
-                self._probe_task, self._probing = None, False
-            self._probe_now()
-        elif not self._retired:
+        if self._retired:
+            return
+        if self.queue.is_open:
             self.queue.close()
             self.queue.open()
+        else:
+            self._authority.retry(self.domains[0])
 
-    def recheck(self) -> None:
-        """See whether DNS still leads where the open sessions lead."""
+    def recheck(self, waiting: Sequence[str]) -> None:
+        """See whether DNS still leads where the open sessions lead.
+
+        waiting: its domains that have queued mail; `ReadyQueue.notice` has heard of them.
+        """
+        self.queue.compared()
         if len(self.pool) and not self.hops and self.health.flowing:
             self._start(self._recheck(), "MX")
+        self.pool.see_whether_dry()
+        if waiting and not self.queue.is_open and not self._known_told:
+            self._start(self._find_known(waiting[:_KNOWN]), "addresses")
 
     def retire(self) -> None:
         """Stop sending: sessions end in good order, what is ready goes back to the table."""
         self._retired = True
+        self._authority.leave(self.key, self)
         self.pool.retire()
-        if self._probe_timer is not None:
-            self._probe_timer.cancel()
-            self._probe_timer = None
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
         for task in self._tasks:
             task.cancel()
 
@@ -106,16 +112,71 @@ class Route:
             why=self.health.why,
             sessions=len(self.pool),
             in_hand=self.pool.in_hand,
-            next_probe_us=None if self.health.flowing else self._next_probe_us,
+            next_probe_us=self._next_probe_us,
         )
 
     def condition(self) -> Condition | None:
         """What a person should know of it, None while mail flows."""
         health = self.health
-        if health.flowing:
+        kind = CONDITIONS.get(health.state)
+        if kind is None:
             return None
         text = f"next hop {self.key} is {health.state}: {health.why}"
-        return Condition(kind=_KINDS[health.state], text=text, since_us=health.since_us)
+        return Condition(kind=kind, text=text, since_us=health.since_us)
+
+    # ------------------------------------------------------------------ orders
+
+    def obey(self, order: Order) -> None:
+        """See `ports_drain.Follower`."""
+        if self._retired:
+            return
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+        before = self.health
+        self.health = order.health
+        self._next_probe_us = order.next_probe_us
+        if order.rest:
+            self._rest(order)
+            return
+        match order.health.state:
+            case State.UP:
+                self.pool.free()
+            case State.DRAINING:
+                self.pool.drain(self._make_pace(), self._make_guard())
+            case State.CANARY if order.canary:
+                if before.round != order.health.round or not self.queue.is_open:
+                    self.pool.close()
+                    self.pool.drain(self._make_pace(allowance=1), self._make_guard())
+            case State.SUSPECT:
+                self.pool.stand()
+            case _:
+                self._shut()
+
+    def _rest(self, order: Order) -> None:
+        """Others deliver there, we could not connect: try again after a while."""
+        self.pool.close()
+        seconds = self.means.settings.probe_interval_us / 1e6
+        again = Order(next_hop=order.next_hop, health=order.health)
+        self._rest_timer = self.means.later(seconds, lambda: self.obey(again))
+
+    def _shut(self) -> None:
+        if self.queue.is_open:
+            self._known_told = False
+            self.pool.close()
+            self.means.look()  # which of its domains have mail; see `recheck`
+
+    def _make_pace(self, allowance: int | None = None) -> Pace:
+        settings = self.means.settings
+        return Pace(limit=settings.concurrency, per_second=settings.drain_rate, allowance=allowance)
+
+    def _make_guard(self) -> SurgeGuard | None:
+        settings = self.means.settings
+        if not self.health.guarded:
+            return None
+        return SurgeGuard(
+            share=settings.surge_share, window=settings.surge_window, least=settings.surge_least
+        )
 
     # ------------------------------------------------------------------ what the pool tells
 
@@ -132,47 +193,77 @@ class Route:
     def obstructed(self, way: Way) -> None:
         """See `relay_pool.Leader`."""
         temporary = way.obstacle is not None and way.obstacle.temporary
-        self._change(Event.LOST if temporary else Event.NO_WAY, way.text)
+        self._trouble(Event.LOST if temporary else Event.NO_WAY, way.text)
 
     def failed(self, failures: Failures) -> None:
-        """See `relay_pool.Leader`. Refused when every target said 5xx, else lost."""
-        told = [
-            f.detail if t.address in f.detail else f"{t.host}[{t.address}]:{t.port}: {f.detail}"
-            for t, f in failures[:3]
-        ]
-        permanent = all(failure.permanent for _, failure in failures)
-        self._change(Event.REFUSED if permanent else Event.LOST, "; ".join(told))
+        """See `relay_pool.Leader`."""
+        self._trouble(*judge_failures(failures))
 
     def refused_at_mail(self, why: str, refusals: int, *, permanent: bool) -> None:
         """See `relay_pool.Leader`. A probe soon tells whether we or one sender were meant."""
         interval_us = self.means.settings.probe_interval_us
         event = Event.REFUSED if permanent else Event.LOST
-        self._change(event, why, quick_probe_delay_us(interval_us, refusals))
+        self._trouble(event, why, quick_probe_delay_us(interval_us, refusals))
 
     def lost(self, why: str) -> None:
         """See `relay_pool.Leader`."""
-        self._change(Event.LOST, why)
+        self._trouble(Event.LOST, why)
 
-    # ------------------------------------------------------------------ state
+    def surged(self, why: str) -> None:
+        """See `relay_pool.Leader`."""
+        self._trouble(Event.SURGE, why)
 
-    def _change(self, event: Event, why: str, probe_delay_us: int | None = None) -> None:
+    def proven(self) -> None:
+        """See `relay_pool.Leader`."""
+        self._tell(Event.PROVEN)
+
+    def dry(self) -> None:
+        """See `relay_pool.Leader`."""
+        if self.health.state in (State.CANARY, State.DRAINING):
+            self._tell(Event.DRAINED)
+
+    def refused_for_good(self, why: str) -> None:
+        """See `relay_pool.Leader`."""
+        self._tell(None, why, refused=1)
+
+    def ticked(self) -> None:
+        """See `relay_pool.Leader`: say what was delivered since the last time."""
+        if self.pool.served != self._told_delivered:
+            self._tell(None)
+
+    def _tell(
+        self,
+        event: Event | None,
+        why: str = "",
+        probe_delay_us: int | None = None,
+        *,
+        refused: int = 0,
+        known: tuple[str, ...] = (),
+    ) -> None:
+        served = self.pool.served
+        delivered, self._told_delivered = served - self._told_delivered, served
+        self._authority.tell(
+            self,
+            Experience(
+                next_hop=self.key,
+                event=event,
+                why=why,
+                round=self.health.round,
+                probe_delay_us=probe_delay_us,
+                delivered=delivered,
+                refused=refused,
+                known=known,
+            ),
+        )
+
+    def _trouble(self, event: Event, why: str, probe_delay_us: int | None = None) -> None:
         if self._retired:
             return
-        before = self.health
-        self.health = move(before, event, now_us=self.means.clock_us(), why=why)
-        if self.health.state is not before.state:
-            self._tell(why)
-        if not self.health.flowing:
-            self.pool.close()
-            self._arm_probe(probe_delay_us)
-        elif not before.flowing:
-            self.pool.open()
+        self.health = move(self.health, event, now_us=self.means.clock_us(), why=why)
+        self._shut()
+        self._tell(event, why, probe_delay_us)
 
-    def _tell(self, why: str) -> None:
-        state = self.health.state
-        observe.next_hop_changed(self.key, state, why)
-        if state in (State.BLOCKED, State.HELD):
-            observe.alert(_KINDS[state], f"next hop {self.key} is {state}: {why}")
+    # ------------------------------------------------------------------ within
 
     async def _recheck(self) -> None:
         way = await self.find_way()
@@ -183,55 +274,29 @@ class Route:
         elif not way.obstacle.temporary:  # what is open is still right when DNS is unwell
             self.obstructed(way)
 
+    async def _find_known(self, domains: Sequence[str]) -> None:
+        """Tell addresses of the oldest mail, for probes to ask for: one look, nothing is taken."""
+        known: dict[str, None] = {}
+        for domain in domains:
+            try:
+                claim = await self.means.spool.claim(
+                    domain,
+                    after=None,
+                    now_us=self.means.clock_us(),
+                    max_messages=_KNOWN,
+                    max_bytes=0,
+                )
+            except StorageError as error:
+                observe.trouble("relay", f"{domain}: the queue cannot be read", error)
+                return
+            for message in claim.messages:
+                known |= dict.fromkeys(r.address for r in message.recipients)
+        if known and not self.queue.is_open and not self._retired:
+            self._known_told = True
+            self._tell(None, known=tuple(known)[:_KNOWN])
+
     def _start(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         task = self.means.start(work, f"{self.key}: {what}", self.lost)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    # ------------------------------------------------------------------ probing
-
-    def _arm_probe(self, delay_us: int | None) -> None:
-        if self._probe_timer is not None:
-            self._probe_timer.cancel()
-        if delay_us is None:
-            interval_us = self.means.settings.probe_interval_us
-            delay_us = probe_delay_us(interval_us, self.means.dice.random)
-        self._next_probe_us = self.means.clock_us() + delay_us
-        self._probe_timer = self.means.later(delay_us / 1e6, self._probe_now)
-
-    def _probe_now(self) -> None:
-        if self._probing or self.health.flowing or self._retired:
-            return
-        if self._probe_timer is not None:
-            self._probe_timer.cancel()
-            self._probe_timer = None
-        self._probing = True
-        self._probe_task = self._start(self._probe(), "probe")
-
-    async def _probe(self) -> None:
-        seconds = patience_seconds(self.means.settings.probe_interval_us)
-        this = self._probe_task
-        try:
-            way = await self.find_way()
-            failures = []
-            for target in way.targets:
-                try:
-                    try:
-                        async with asyncio.timeout(seconds):
-                            await self.means.connector.probe(target)
-                    except TimeoutError:
-                        raise NextHopFailure("no answer to a probe", stage="session") from None
-                except NextHopFailure as failure:
-                    failures.append((target, failure))
-                else:
-                    self._probing = False
-                    self._change(Event.GREETED, f"{target.host}[{target.address}] answers")
-                    return
-        finally:
-            if self._probe_task is this:
-                self._probing = False
-        if way.obstacle is not None:
-            self.obstructed(way)
-        else:
-            self.failed(failures)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from posthouse.domain.nexthop import HostPort, State
+from posthouse.domain.drain import State
+from posthouse.domain.nexthop import HostPort, next_hop_key
 
 _SECOND: Final = 1_000_000
 _MIB: Final = 1 << 20
@@ -25,7 +27,9 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
     the node puts in those it listens on (with a wildcard: all of the host's,
     loopback too) and those of `relay.own_addresses`.
     probe_interval_us > 0. retry_us: not empty, each > 0, the last repeats.
-    concurrency: sessions per next hop of *this* worker, >= 1.
+    concurrency: sessions per next hop of *this* worker, >= 1. drain_rate: messages a second
+    of *this* worker to one next hop while it drains, 0 = as many as go.
+    surge_share, surge_window, surge_least: see `domain.drain.SurgeGuard`.
     idle_seconds: a session without work is closed after this, at most twice this.
     batch_messages, batch_bytes: one claim. body_bytes: bodies in memory, all next
     hops together; beyond it, bodies are streamed from disk.
@@ -42,6 +46,30 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
     batch_bytes: int = 4 * _MIB
     body_bytes: int = 24 * _MIB
     mx_port: int = 25
+    drain_rate: float = 0.0
+    surge_share: float = 0.2
+    surge_window: int = 50
+    surge_least: int = 5
+
+
+CONDITIONS: Final = {
+    State.DOWN: "next-hop-down",
+    State.BLOCKED: "next-hop-blocked",
+    State.HELD: "next-hop-held",
+    State.SURGE_STOPPED: "drain-stopped",
+    State.SUSPENDED: "next-hop-suspended",
+}
+"""States a person should know of, and the kind of alert they are."""
+
+
+def group_routes(
+    routes: Mapping[str, RouteSettings],
+) -> dict[str, tuple[tuple[HostPort, ...], tuple[str, ...]]]:
+    """Each next hop once: key → its fixed places (() follows MX), its domains."""
+    shared: dict[str, list[str]] = {}
+    for domain, route in routes.items():
+        shared.setdefault(next_hop_key(domain, route.hops), []).append(domain)
+    return {key: (routes[domains[0]].hops, tuple(domains)) for key, domains in shared.items()}
 
 
 class NextHopStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from posthouse.domain.drain import Event
 from posthouse.domain.mxplan import (
     MAX_PLACES,
     Obstacle,
@@ -15,7 +16,7 @@ from posthouse.domain.mxplan import (
     rank_exchanges,
 )
 from posthouse.domain.nexthop import HostPort
-from posthouse.errors import DnsTemporary
+from posthouse.errors import DnsTemporary, NextHopFailure
 from posthouse.ports import Resolver, Target
 from posthouse.services.relay_settings import RelaySettings
 
@@ -47,6 +48,19 @@ async def find_way(
         return await _follow_mx(resolver, domain, settings, shuffle)
     except DnsTemporary as error:
         return Way(obstacle=Obstacle.UNKNOWN, text=f"DNS: {error.detail}")
+
+
+Failures = Sequence[tuple[Target, NextHopFailure]]
+
+
+def judge_failures(failures: Failures) -> tuple[Event, str]:
+    """No target took us: refused when every one said 5xx, else lost; and one line."""
+    told = [
+        f.detail if t.address in f.detail else f"{t.host}[{t.address}]:{t.port}: {f.detail}"
+        for t, f in failures[:3]
+    ]
+    permanent = all(failure.permanent for _, failure in failures)
+    return (Event.REFUSED if permanent else Event.LOST), "; ".join(told)
 
 
 async def _follow_hops(resolver: Resolver, hops: Sequence[HostPort]) -> Way:

@@ -33,7 +33,6 @@ from posthouse.proto.client_events import (
     TlsWanted,
 )
 from posthouse.proto.client_opening import TlsWish
-from posthouse.proto.replies_in import PeerReply
 from posthouse.proto.smtp_client import ClientSession
 from posthouse.transports.tls import ClientTls, MemoryTls
 

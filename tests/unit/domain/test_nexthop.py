@@ -1,55 +1,27 @@
-"""The table of next-hop states, and next hops as people write them."""
+"""Next hops as people write them, and when they are probed."""
 
 from __future__ import annotations
 
 import pytest
 
 from posthouse.domain.nexthop import (
-    MOVES,
-    Event,
-    Health,
     HostPort,
-    State,
-    move,
+    next_hop_key,
     parse_next_hop,
     probe_delay_us,
     quick_probe_delay_us,
 )
 
 SECOND = 1_000_000
-EXPECTED = {
-    State.UP: (State.UP, State.DOWN, State.BLOCKED, State.HELD),
-    State.DOWN: (State.UP, State.DOWN, State.BLOCKED, State.HELD),
-    State.BLOCKED: (State.UP, State.DOWN, State.BLOCKED, State.HELD),
-    State.HELD: (State.UP, State.DOWN, State.BLOCKED, State.HELD),
-}
 
 
-@pytest.mark.parametrize("state", State)
-def test_table(state: State) -> None:
-    """Every event has its state from every state."""
-    events = (Event.GREETED, Event.LOST, Event.REFUSED, Event.NO_WAY)
-    for event, expected in zip(events, EXPECTED[state], strict=True):
-        after = move(Health(state=state, since_us=5, why="w"), event, now_us=9, why="new")
-        assert after.state is expected
-        assert after.since_us == (5 if expected is state else 9)
-        assert after.why == ("" if expected is State.UP else "new")
-
-
-def test_table_has_no_idle_rows() -> None:
-    """A row that keeps the state is left out of the table."""
-    assert all(before is not after for (before, _), after in MOVES.items())
-
-
-def test_same_news_changes_nothing() -> None:
-    """A probe that fails as before leaves the very same value."""
-    health = Health(state=State.DOWN, since_us=5, why="refused")
-    assert move(health, Event.LOST, now_us=9, why="refused") is health
-
-
-def test_only_up_flows() -> None:
-    """Mail is sent in state UP alone."""
-    assert [state for state in State if Health(state=state).flowing] == [State.UP]
+def test_key() -> None:
+    """The same fixed places are one next hop; a domain that follows its MX is one by itself."""
+    assert (
+        next_hop_key("a.example", [HostPort("h", 25), HostPort("i", 26)])
+        == "smtp://h:25,smtp://i:26"
+    )
+    assert next_hop_key("a.example", ()) == "mx:a.example"
 
 
 def test_probe_jitter() -> None:

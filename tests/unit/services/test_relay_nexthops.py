@@ -10,7 +10,8 @@ from fakes.connector import accept, refusing, unreachable
 from fakes.relay_world import MX, OTHER, PRIMARY, World, fixed
 from fakes.resolver import FakeResolver
 from fakes.timers import turn_over
-from posthouse.domain.nexthop import HostPort, State
+from posthouse.domain.drain import State
+from posthouse.domain.nexthop import HostPort
 from posthouse.ports import SessionEnd, Target
 from posthouse.services import relay_pool
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
@@ -69,7 +70,7 @@ async def test_outage_of_many_domains_reads_only_those_with_mail() -> None:
     await world.timers.advance(34)
     assert len(world.peer().delivered) == 2
     assert {domain for domain, _ in world.spool.claims} == {"d7.example", "d8.example"}
-    assert len(world.spool.claims) <= 4
+    assert len(world.spool.claims) <= 6  # at the start, for addresses to probe with, at the end
 
 
 async def test_retry_probes_at_once() -> None:

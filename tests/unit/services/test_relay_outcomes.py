@@ -10,7 +10,7 @@ from fakes.connector import Reply, accept, answer_with
 from fakes.relay_world import PRIMARY, World, fixed
 from fakes.timers import turn_over
 from posthouse import observe
-from posthouse.domain.nexthop import State as HopState
+from posthouse.domain.drain import State as HopState
 from posthouse.ports import RecipientResult, SessionEnd, State, Transaction
 from posthouse.services.relay_settings import RelaySettings
 
