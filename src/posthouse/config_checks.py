@@ -63,7 +63,7 @@ def check_whole(
     """What no single value shows. Values that were wrong are None here."""
     _check_domains(domains, findings)
     _check_next_hops(top, sections, domains, findings)
-    _check_certificate(sections["smtp"], findings)
+    check_certificate("smtp", sections["smtp"], findings)
     if findings.check_files:
         if sections["relay"]["ca_file"] is not None:
             _check_readable(("relay", "ca_file"), sections["relay"]["ca_file"], findings.wrong)
@@ -175,23 +175,24 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
-def _check_certificate(smtp: dict[str, Any], findings: Findings) -> None:
-    certificate, key = smtp["certificate"], smtp["private_key"]
+def check_certificate(section: str, values: dict[str, Any], findings: Findings) -> None:
+    """Both files of a section or none, and that they can be used together."""
+    certificate, key = values["certificate"], values["private_key"]
     for name, other in (("certificate", "private_key"), ("private_key", "certificate")):
-        path = ("smtp", name)
-        if smtp[name] is None and smtp[other] is not None and path not in findings.lines:
-            findings.wrong(path, f"is missing beside {other}", "STARTTLS needs both")
+        path = (section, name)
+        if values[name] is None and values[other] is not None and path not in findings.lines:
+            findings.wrong(path, f"is missing beside {other}", "TLS needs both")
     if certificate is None or key is None or not findings.check_files:
         return
-    readable = _check_readable(("smtp", "certificate"), certificate, findings.wrong)
-    if not _check_readable(("smtp", "private_key"), key, findings.wrong) or not readable:
+    readable = _check_readable((section, "certificate"), certificate, findings.wrong)
+    if not _check_readable((section, "private_key"), key, findings.wrong) or not readable:
         return
     if os.stat(key).st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        findings.warn(("smtp", "private_key"), f"{key} is open to every user", f"chmod o= {key}")
-    _check_pair(certificate, key, findings)
+        findings.warn((section, "private_key"), f"{key} is open to every user", f"chmod o= {key}")
+    _check_pair(section, certificate, key, findings)
 
 
-def _check_pair(certificate: Path, key: Path, findings: Findings) -> None:
+def _check_pair(section: str, certificate: Path, key: Path, findings: Findings) -> None:
     import ssl  # costs 2 MiB and 15 ms that a node without a certificate can do without
 
     encrypted = False
@@ -208,15 +209,15 @@ def _check_pair(certificate: Path, key: Path, findings: Findings) -> None:
         reason = getattr(error, "reason", None) or "no usable PEM data"
         if encrypted:
             findings.wrong(
-                ("smtp", "private_key"), f"{key} is encrypted", "decrypt it: nobody types at start"
+                (section, "private_key"), f"{key} is encrypted", "decrypt it: nobody types at start"
             )
         elif reason == "KEY_VALUES_MISMATCH":
             findings.wrong(
-                ("smtp", "private_key"), f"{key} is not the key of {certificate}", "pair them"
+                (section, "private_key"), f"{key} is not the key of {certificate}", "pair them"
             )
         else:
             findings.wrong(
-                ("smtp", "certificate"),
+                (section, "certificate"),
                 f"{certificate} and {key} cannot be loaded ({reason})",
                 "both must be PEM files",
             )

@@ -154,7 +154,9 @@ class Layout:
     ) -> None:
         for name in table:
             if name not in known:
-                kind = "unknown table" if isinstance(table[name], (dict, list)) else "unknown key"
+                value = table[name]
+                first = value[0] if isinstance(value, list) and value else value
+                kind = "unknown table" if isinstance(first, dict) else "unknown key"
                 findings.wrong((*path, name), kind, self._nearest(name, known))
 
     def _nearest(self, name: str, known: tuple[str, ...]) -> str:

@@ -443,6 +443,8 @@ def _to_toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return "[" + ", ".join(map(_to_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_to_toml(one)}" for name, one in value.items()) + " }"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

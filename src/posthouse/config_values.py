@@ -37,7 +37,7 @@ class Wrong(Exception):
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
-        self.findings: list[tuple[tuple[int, ...], str, str]] = [((), what, remedy)]
+        self.findings: list[tuple[tuple[int | str, ...], str, str]] = [((), what, remedy)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

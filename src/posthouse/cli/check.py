@@ -9,7 +9,9 @@ import click
 
 from posthouse.cli.main import EX_CONFIG, config_option, find_config
 from posthouse.config import load
+from posthouse.config_primary import is_primary_file, load_primary
 from posthouse.config_schema import Config, DomainConfig, format_reference
+from posthouse.domain.source_specs import describe_source
 from posthouse.errors import ConfigError
 
 
@@ -21,12 +23,15 @@ def check(config_file: Path | None, as_json: bool, keys: bool) -> int:
     """Read the configuration and the recipient lists; report every mistake.
 
     Exits 0 when the node would start with them, 78 when not. Changes nothing
-    and needs no running node.
+    and needs no running node. A file with a `party` is read as a primary's.
     """
     if keys:
         click.echo("\n".join(format_reference()))
         return 0
-    config, counts, mistakes = read_all(config_file)
+    file = find_config(config_file)
+    if is_primary_file(file):
+        return _check_primary(file, as_json)
+    config, counts, mistakes = read_all(file)
     warnings = list(config.warnings) if config is not None else []
     if as_json:
         document = {
@@ -60,6 +65,37 @@ def read_all(config_file: Path | None) -> tuple[Config | None, dict[str, str], l
         except ConfigError as error:
             mistakes += error.mistakes
     return config, counts, mistakes
+
+
+def _check_primary(file: Path, as_json: bool) -> int:
+    warnings: tuple[str, ...] = ()
+    mistakes: list[str] = []
+    told: list[str] = []
+    try:
+        config = load_primary(file)
+    except ConfigError as error:
+        mistakes = error.mistakes
+    else:
+        warnings = config.warnings
+        listen = ", ".join(map(str, config.https.listen))
+        told.append(f"{config.file} is fine.")
+        told.append(f"{config.party} serves {config.base_url} on {listen}; keeps {config.data_dir}")
+        told += [
+            f"  {domain.name}  from {', '.join(map(describe_source, domain.sources)) or 'rules'}"
+            for domain in config.domains
+        ]
+        told += [f"  backup: {', '.join(one.domains)} ({one.pairing})" for one in config.backups]
+    if as_json:
+        document = {"ok": not mistakes, "mistakes": mistakes, "warnings": list(warnings)}
+        click.echo(json.dumps(document, indent=2))
+        return EX_CONFIG if mistakes else 0
+    for line in mistakes:
+        click.echo(line, err=True)
+    for line in warnings:
+        click.echo(f"{line} (warning)", err=True)
+    if told:
+        click.echo("\n".join(told))
+    return EX_CONFIG if mistakes else 0
 
 
 def _count_recipients(domain: DomainConfig) -> str:
