@@ -77,7 +77,10 @@ def parse_next_hop(text: str) -> HostPort:
 
 def next_hop_key(domain: str, hops: Iterable[HostPort]) -> str:
     """Name a next hop: those with the same fixed places are one; one that follows MX is alone."""
-    return ",".join(map(str, hops)) or f"mx:{domain}"
+    places = list(hops)
+    if places and places[0].host.startswith("/"):  # a unix socket: fetched with ATRN
+        return f"atrn:{domain}"
+    return ",".join(map(str, places)) or f"mx:{domain}"
 
 
 def _check_host(text: str, host: str) -> str:

@@ -99,11 +99,12 @@ async def _follow_mx(
 
 async def _look_up(resolver: Resolver, hosts: Sequence[str]) -> Mapping[str, Sequence[str]]:
     """Addresses by host; a host DNS has no answer about is left out."""
-    unique = list(dict.fromkeys(hosts))
+    unique = [host for host in dict.fromkeys(hosts) if not host.startswith("/")]
     found = await asyncio.gather(
         *(resolver.find_addresses(host) for host in unique), return_exceptions=True
     )
-    addresses: dict[str, Sequence[str]] = {}
+    # A path is a place on this host already: the socket of whoever fetches mail (ATRN).
+    addresses: dict[str, Sequence[str]] = {h: (h,) for h in hosts if h.startswith("/")}
     for host, answer in zip(unique, found, strict=True):
         if isinstance(answer, DnsTemporary):
             continue

@@ -146,12 +146,9 @@ class SmtpConnector:
     async def _try(self, target: Target, wish: TlsWish) -> SmtpSession:
         settings = self._settings
         session = SmtpSession(target, settings, wish, self._tls, self._open_body)
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(settings.connect_timeout):
-                transport, _ = await loop.create_connection(
-                    lambda: session, target.address, target.port
-                )
+                transport = await connect(lambda: session, target)
         except TimeoutError as error:
             raise NextHopFailure(
                 f"connect to {_name(target)}: timed out", stage="connect"
@@ -194,10 +191,30 @@ class SmtpConnector:
         self._timer = loop.call_later(self._tick_seconds, self._tick)
 
 
+async def connect(make: Callable[[], asyncio.Protocol], target: Target) -> asyncio.Transport:
+    """Connect to an IP address, or to the unix socket that an absolute path names. Raises OSError.
+
+    A socket address holds 107 octets of path, which is little: it is reached through /proc.
+    """
+    loop = asyncio.get_running_loop()
+    if not target.address.startswith("/"):
+        transport, _ = await loop.create_connection(make, target.address, target.port)
+        return transport
+    directory, _, name = target.address.rpartition("/")
+    holder = os.open(directory or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        transport, _ = await loop.create_unix_connection(make, f"/proc/self/fd/{holder}/{name}")
+    finally:
+        os.close(holder)
+    return transport
+
+
 def _notice_death(transport: asyncio.Transport) -> None:
     """Let the kernel find out that the peer's host died: in about a minute, not in two hours."""
     sock = transport.get_extra_info("socket")
     if sock is None:
+        return
+    if sock.family == socket.AF_UNIX:
         return
     with contextlib.suppress(OSError):  # gone already, which is told elsewhere
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,0 +1,210 @@
+"""On-demand mail relay in the control process: who may fetch, and the lines that were turned.
+
+A granted ATRN opens, for each domain asked for, a private unix socket in
+`data_dir/run`. The relays of all workers know these places as the domains'
+next hops: they find nobody there until somebody calls, and send to it like to
+any primary while the line lasts. What they say is passed on over the one
+connection, in turn (`services.pulled`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+from posthouse import observe
+from posthouse.errors import NextHopFailure
+from posthouse.interfaces.control import bind_unix_socket
+from posthouse.interfaces.odmr_door import Line
+from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings
+from posthouse.mail.reply import Reply
+from posthouse.ports import Target
+from posthouse.proto.server_events import ServerLimits
+from posthouse.services.pulled import PulledReception
+from posthouse.transports.proxy_out import ProxySession
+from posthouse.transports.smtp_out import OutSettings
+
+REVERSING: Final = Reply(250, "2.0.0", "OK now reversing the connection")
+NO_MAIL: Final = Reply(453, "4.0.0", "You have no mail")
+REFUSED: Final = Reply(450, "4.7.1", "ATRN request refused")
+BEING_SERVED: Final = Reply(450, "4.2.1", "ATRN request refused: another connection is served")
+NOT_NOW: Final = Reply(451, "4.3.0", "Unable to process ATRN request now")
+TLS_FIRST: Final = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
+
+# A line without a word of the primary ends when nothing is left to send (or to be had now).
+QUIET_SECONDS: Final = 3.0
+STUCK_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 0.25
+_LARGEST: Final = 1 << 32
+
+Count = Callable[[Collection[str]], Awaitable[int | None]]
+
+
+def pull_socket(run: Path, domain: str) -> Path:
+    """Where the relays find whoever fetches the mail of `domain`; names of constant length."""
+    return run / f"atrn-{hashlib.blake2b(domain.encode(), digest_size=8).hexdigest()}.sock"
+
+
+def make_challenge(hostname: str) -> str:
+    """A fresh CRAM-MD5 challenge (RFC 2195 §2): random, time and host."""
+    return f"<{secrets.token_hex(8)}.{int(time.time())}@{hostname}>"
+
+
+class Turns:
+    """Decides who gets a turn, and serves the lines.
+
+    domains_of: by user; retry: look at one domain's next hop now; count: what waits in the node.
+    tls_required: no mail goes in clear. `close` ends every line.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        domains_of: Mapping[str, Collection[str]],
+        *,
+        out: OutSettings,
+        tls_required: bool,
+        count: Count,
+        retry: Callable[[str], None],
+        quiet_seconds: float = QUIET_SECONDS,
+        stuck_seconds: float = STUCK_SECONDS,
+    ) -> None:
+        self.domains_of = domains_of
+        self.tls_required = tls_required
+        self._run = run
+        self._out = out
+        self._count = count
+        self._retry = retry
+        self._quiet_seconds = quiet_seconds
+        self._stuck_seconds = stuck_seconds
+        self._granted: dict[str, tuple[str, ...]] = {}  # asked for, the line is on its way
+        self._serving: dict[str, asyncio.Task[None]] = {}
+
+    async def decide(self, user: str, domains: tuple[str, ...], tls: str) -> Reply:
+        """The answer to ATRN."""
+        mine = self.domains_of.get(user, ())
+        wanted = domains or tuple(mine)
+        if self.tls_required and not tls:
+            return TLS_FIRST
+        if not wanted or not set(wanted) <= set(mine):
+            return REFUSED  # nothing at all is sent then (RFC 2645 §5.2.1)
+        if user in self._serving:
+            return BEING_SERVED
+        pending = await self._count(wanted)
+        if pending is None:
+            return NOT_NOW
+        if pending == 0:
+            return NO_MAIL
+        self._granted[user] = wanted
+        return REVERSING
+
+    def take(self, line: Line) -> None:
+        """Serve a line that was granted."""
+        wanted = self._granted.pop(line.user, ())
+        if line.user in self._serving:  # two of one user were granted at once
+            line.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(line, wanted))
+        self._serving[line.user] = task
+        task.add_done_callback(lambda done: self._served(line.user, done))
+
+    async def close(self) -> None:
+        """End every line; what was not answered stays queued."""
+        for task in tuple(self._serving.values()):
+            task.cancel()
+        await asyncio.gather(*self._serving.values(), return_exceptions=True)
+
+    def _served(self, user: str, done: asyncio.Task[None]) -> None:
+        self._serving.pop(user, None)
+        if not done.cancelled() and (error := done.exception()) is not None:
+            observe.trouble("odmr", f"the line of {user} failed", error)
+
+    async def _serve(self, line: Line, domains: tuple[str, ...]) -> None:
+        gone = asyncio.Event()
+        session = ProxySession.adopt(
+            line.transport,
+            line.channel,
+            line.rest,
+            target=Target(host=f"atrn-{line.user}", address=line.address),
+            settings=self._out,
+        )
+        session.when_gone = lambda _session: gone.set()
+        try:
+            await session.opened(self._out.greeting_timeout)
+        except NextHopFailure as failure:
+            observe.note("odmr", f"{line.user}[{line.address}]: {failure.detail}")
+            session.abort("given up")
+            return
+        observe.note("odmr", f"{line.user}[{line.address}] fetches {', '.join(domains)}")
+        reception = PulledReception(session, on_gone=lambda _why: gone.set())
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._open_doors(stack, reception, session, domains)
+                for domain in domains:
+                    self._retry(domain)
+                await self._wait_until_done(reception, domains, gone)
+        finally:
+            session.close()
+        observe.note("odmr", f"{line.user}[{line.address}]: done")
+
+    async def _open_doors(
+        self,
+        stack: contextlib.AsyncExitStack,
+        reception: PulledReception,
+        session: ProxySession,
+        domains: tuple[str, ...],
+    ) -> None:
+        limits = ServerLimits(
+            hostname="atrn.invalid",
+            max_message_bytes=session.size_limit or _LARGEST,
+            max_recipients=50_000,
+            max_errors=1 << 30,  # refusals are the primary's, not a stranger's mistakes
+            max_idle_commands=1 << 30,
+        )
+        keeper = Doorkeeper(
+            DoorSettings(
+                limits=limits,
+                reverse_dns=False,
+                max_connections_per_client=2000,
+                total_timeout=86400.0,
+                verdict_timeout=2 * self._out.command_timeout,
+            ),
+            reception=reception,
+            resolver=None,
+            tls=None,
+        )
+        keeper.private = True
+        keeper.start()
+        stack.push_async_callback(keeper.leave, 0)
+        loop = asyncio.get_running_loop()
+        for domain in domains:
+            path = pull_socket(self._run, domain)
+            server = await loop.create_unix_server(keeper.make_session, sock=bind_unix_socket(path))
+            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(server.close)
+
+    async def _wait_until_done(
+        self,
+        reception: PulledReception,
+        domains: tuple[str, ...],
+        gone: asyncio.Event,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        moves, since = -1, loop.time()
+        while not gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(gone.wait(), _LOOK_SECONDS)
+            now = loop.time()
+            if reception.moves != moves:
+                moves, since = reception.moves, now
+            still = now - since
+            if still >= self._stuck_seconds:
+                return
+            if still >= self._quiet_seconds and await self._count(domains) == 0:
+                return

@@ -1,0 +1,262 @@
+"""A primary that dials in and fetches its mail: the whole way, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from fakes.open_door import until
+from fakes.scripted_peer import STALL, Answer, ScriptedPeer
+from fakes.stored_body import StoredBody
+from fakes.work_source import ListSource, make_transaction
+from posthouse.errors import NextHopFailure
+from posthouse.interfaces.odmr_door import OdmrDesk, OdmrKeeper
+from posthouse.mail.reply import Reply
+from posthouse.node_odmr import Turns, pull_socket
+from posthouse.ports import Body, Target
+from posthouse.ports_session import SessionFacts
+from posthouse.transports.smtp_out import OutSettings, SmtpConnector
+
+SECRET = "tanstaaftanstaaf"
+DOMAINS = ("example.com", "example.org")
+
+
+async def no_body(queue_id: int) -> Body:
+    return StoredBody(b"")
+
+
+@dataclass
+class House:
+    """A provider's door for ATRN; `pending` is what waits in its queues."""
+
+    port: int
+    run: Path
+    turns: Turns
+    pending: int | None = 2
+    retried: list[str] = field(default_factory=list)
+
+    def target(self, domain: str) -> Target:
+        path = str(pull_socket(self.run, domain))
+        return Target(host=path, address=path, port=0)
+
+
+@contextlib.asynccontextmanager
+async def house(run: Path, *, tls_required: bool = False) -> AsyncIterator[House]:
+    made: list[House] = []
+
+    async def count(domains: Collection[str]) -> int | None:
+        assert set(domains) <= set(DOMAINS)
+        return made[0].pending
+
+    async def etrn(node: str, session: SessionFacts) -> Reply:
+        return Reply(250, "2.0.0", f"{node} for {session.identity}")
+
+    turns = Turns(
+        run,
+        {"ada": DOMAINS},
+        out=OutSettings(helo_name="mx2.example.net", command_timeout=2, greeting_timeout=2),
+        tls_required=tls_required,
+        count=count,
+        retry=lambda domain: made[0].retried.append(domain),
+        quiet_seconds=0.3,
+        stuck_seconds=5,
+    )
+    desk = OdmrDesk(
+        hostname="mx2.example.net",
+        secrets={"ada": SECRET},
+        challenge=lambda: "<1.2@mx2.example.net>",
+        turn=turns.decide,
+        take=turns.take,
+        etrn=etrn,
+    )
+    keeper = OdmrKeeper(desk, pause_seconds=0)
+    server = await asyncio.get_running_loop().create_server(keeper.make_session, "127.0.0.1", 0)
+    made.append(House(port=server.sockets[0].getsockname()[1], run=run, turns=turns))
+    try:
+        yield made[0]
+    finally:
+        server.close()
+        keeper.close()
+        await turns.close()
+        await server.wait_closed()
+        assert not list(run.iterdir())
+
+
+@dataclass
+class Dialler:
+    """A primary's side: dials in, then lets its own mail server have the connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def say(self, line: str) -> str:
+        self.writer.write(line.encode() + b"\r\n")
+        while (reply := (await self.reader.readline()).decode())[3:4] == "-":
+            pass
+        return reply
+
+    async def log_in(self, *, secret: str = SECRET, user: str = "ada") -> str:
+        await self.reader.readline()
+        await self.say("EHLO primary.example")
+        challenge = base64.b64decode((await self.say("AUTH CRAM-MD5"))[4:])
+        digest = hmac.new(secret.encode(), challenge, hashlib.md5).hexdigest()
+        return await self.say(base64.b64encode(f"{user} {digest}".encode()).decode())
+
+    async def splice(self, port: int) -> None:
+        """Connect the turned line with a mail server, as fetchmail does."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(pump(self.reader, writer), pump(reader, self.writer))
+
+
+@contextlib.asynccontextmanager
+async def dialling(port: int) -> AsyncIterator[Dialler]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Dialler(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_mail_is_fetched(tmp_path: Path) -> None:
+    """Two relays send over the one line that the primary opened; its replies are its own."""
+    answers: dict[str, Answer] = {
+        "RCPT:nobody@example.org": "550 5.1.1 nobody",
+        ".": ("250 2.0.0 one", "250 2.0.0 two"),
+    }
+    async with (
+        ScriptedPeer(answers, extensions=("PIPELINING", "SIZE 9000", "8BITMIME", "DSN")) as primary,
+        house(tmp_path) as h,
+        dialling(h.port) as dialler,
+    ):
+        assert (await dialler.log_in()).startswith("235")
+        assert (await dialler.say("ATRN example.com,example.org")).startswith("250")
+        spliced = asyncio.ensure_future(dialler.splice(primary.port))
+        await until(lambda: h.retried == list(DOMAINS))
+        connector = SmtpConnector(OutSettings(helo_name="mx2.example.net"), no_body)
+        one = ListSource([make_transaction(queue_id=1, body=b"first\r\n.dot\r\n")])
+        two = ListSource(
+            [make_transaction("nobody@example.org", "bob@example.org", body=b"second\r\n")]
+        )
+        sessions = [
+            await connector.connect(h.target("example.com"), one),
+            await connector.connect(h.target("example.org"), two),
+        ]
+        await until(lambda: bool(one.finished_with) and bool(two.finished_with))
+        for session in sessions:
+            session.quit()
+            assert (await session.wait_end()).failure is None
+        h.pending = 0
+        await asyncio.wait_for(spliced, 10)
+        await primary.wait_command("QUIT")
+        await connector.close()
+    assert sorted(mail.content for mail in primary.messages) == [
+        b"first\r\n.dot\r\n",
+        b"second\r\n",
+    ]
+    codes = [[(r.code, r.stage) for r in source.finished_with[1]] for source in (one, two)]
+    assert codes == [[(250, "dot")], [(550, "rcpt"), (250, "dot")]]
+    assert primary.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("pending", "command", "code"),
+    [
+        (2, "ATRN example.net", "450"),
+        (2, "ATRN example.com,example.net", "450"),
+        (0, "ATRN", "453"),
+        (None, "ATRN", "451"),
+        (2, "ETRN example.com", "250"),
+    ],
+)
+async def test_turns_that_are_not_given(
+    tmp_path: Path, pending: int | None, command: str, code: str
+) -> None:
+    """Foreign domains, no mail, or not now: each has its reply, and the session goes on."""
+    async with house(tmp_path) as h, dialling(h.port) as dialler:
+        h.pending = pending
+        assert (await dialler.say("ATRN"))[:3] in ("220", "530")
+        await dialler.log_in()
+        assert (await dialler.say(command)).startswith(code)
+        assert (await dialler.say("QUIT")).startswith("221")
+        assert h.retried == []
+
+
+async def test_wrong_secret(tmp_path: Path) -> None:
+    """Three wrong secrets close the connection; who does not exist is told the same."""
+    async with house(tmp_path) as h, dialling(h.port) as dialler:
+        assert (await dialler.log_in(secret="guess")).startswith("535")
+        for user in ("eve", "ada"):
+            await dialler.say("AUTH CRAM-MD5")
+            reply = await dialler.say(base64.b64encode(f"{user} 00".encode()).decode())
+            assert reply.startswith("535")
+        assert (await dialler.reader.readline()).startswith(b"421")
+        assert await dialler.reader.read() == b""
+
+
+async def test_tls_is_demanded(tmp_path: Path) -> None:
+    """Where no mail may go in clear, none is turned in clear."""
+    async with house(tmp_path, tls_required=True) as h, dialling(h.port) as dialler:
+        await dialler.log_in()
+        assert (await dialler.say("ATRN")).startswith("530")
+
+
+async def test_one_line_a_user(tmp_path: Path) -> None:
+    """A second call is told to wait; a primary that is lost sets the next hop free again."""
+    async with ScriptedPeer() as primary, house(tmp_path) as h:
+        async with dialling(h.port) as first:
+            await first.log_in()
+            await first.say("ATRN")
+            spliced = asyncio.ensure_future(first.splice(primary.port))
+            await until(lambda: pull_socket(tmp_path, "example.com").exists())
+            async with dialling(h.port) as second:
+                await second.log_in()
+                assert (await second.say("ATRN")).startswith("450 4.2.1")
+        await primary.stop()
+        await spliced
+        await until(lambda: not list(tmp_path.iterdir()))
+        connector = SmtpConnector(OutSettings(helo_name="mx2.example.net"), no_body)
+        with pytest.raises(NextHopFailure):
+            await connector.connect(h.target("example.com"), ListSource([]))
+        await connector.close()
+
+
+async def test_primary_lost_within_a_message(tmp_path: Path) -> None:
+    """Nothing is delivered by half: the relay hears no 2xx and keeps the message."""
+    async with (
+        ScriptedPeer({".": STALL}) as primary,
+        house(tmp_path) as h,
+        dialling(h.port) as dialler,
+    ):
+        await dialler.log_in()
+        await dialler.say("ATRN example.com")
+        spliced = asyncio.ensure_future(dialler.splice(primary.port))
+        await until(lambda: pull_socket(tmp_path, "example.com").exists())
+        connector = SmtpConnector(OutSettings(helo_name="mx2.example.net"), no_body)
+        source = ListSource([make_transaction()])
+        session = await connector.connect(h.target("example.com"), source)
+        await primary.wait_command(".")
+        await primary.stop()
+        await spliced
+        await session.wait_end()
+        await connector.close()
+    told = [result.code for results in source.finished_with.values() for result in results]
+    assert not any(code < 300 for code in told)
+    assert told or source.returned_with
