@@ -12,11 +12,11 @@ from posthouse.proto.pairing import (
     Kind,
     OwnPairing,
     PrimaryPairing,
-    identify_roster_key,
     parse_backup_pairing,
     parse_own_pairing,
     parse_primary_pairing,
 )
+from posthouse.proto.signing import key_id
 from posthouse.services.parties import Account
 from posthouse.storage.pairs import is_open_to_others, read_private
 
@@ -58,8 +58,7 @@ def make_account(name: str, own: OwnPairing, domains: frozenset[str]) -> Account
         domains=domains,
         token_hashes=tuple(one.token_sha256 for one in own.credentials),
         roster_key_ids=tuple(
-            identify_roster_key(one.roster_key) if one.roster_key is not None else ""
-            for one in own.credentials
+            key_id(one.roster_key) if one.roster_key is not None else "" for one in own.credentials
         ),
     )
 

@@ -13,8 +13,6 @@ Spec: PROTOCOL.md §0, §1; RFC 3986, RFC 6750 §2.1 (token), RFC 7493.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import re
@@ -22,17 +20,17 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from posthouse.errors import AddressError
+from posthouse.errors import AddressError, DocumentError
 from posthouse.mail.address import normalize_domain
+from posthouse.mail.wire_text import decode_base64url, encode_base64url
+from posthouse.proto import ijson
 from posthouse.proto.base_url import parse_base_url
 
 KEY_BYTES: Final = 32
 # Far more than any pairing needs: a thousand domains of 255 octets.
 MAX_DOCUMENT_BYTES: Final = 512 * 1024
-MAX_NESTING: Final = 32
 MAX_CREDENTIALS: Final = 8
 
-_B64URL: Final = re.compile(r"[A-Za-z0-9_-]*\Z")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]{1,512}=*\Z")
 _PARTY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 _HEX_SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
@@ -157,6 +155,13 @@ def parse_own_pairing(data: bytes, kind: Kind) -> OwnPairing:
     )
 
 
+def check_party(name: str) -> str:
+    """Give back the name of a party. Raises ValueError when it cannot be one."""
+    if _PARTY.match(name) is None:
+        raise ValueError('party is not a name like "mx2.example.net"')
+    return name
+
+
 def find_kind(data: bytes) -> Kind:
     """Tell whose pairing document it is: only a primary's has keys. Raises ValueError."""
     members = _decode(data)
@@ -224,29 +229,6 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def identify_roster_key(roster_key: bytes) -> str:
-    """The `key_id` of PROTOCOL.md §2: the first 16 hex digits of its SHA-256."""
-    return hashlib.sha256(roster_key).hexdigest()[:16]
-
-
-def encode_base64url(data: bytes) -> str:
-    """Without padding (PROTOCOL.md §0)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def decode_base64url(text: str) -> bytes:
-    """Without padding, unused bits zero (PROTOCOL.md §0). Raises ValueError."""
-    if _B64URL.match(text) is None or len(text) % 4 == 1:
-        raise ValueError("not base64url without padding")
-    try:
-        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except binascii.Error as error:
-        raise ValueError("not base64url") from error
-    if encode_base64url(data) != text:
-        raise ValueError("unused bits are not zero")
-    return data
-
-
 # --------------------------------------------------------------------------- members
 
 
@@ -254,22 +236,11 @@ def _decode(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_DOCUMENT_BYTES:
         raise ValueError(f"larger than {MAX_DOCUMENT_BYTES} octets; is it a pairing file?")
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at line {error.lineno}") from error
+        found = ijson.parse(data)
+    except DocumentError as error:
+        raise ValueError(error.detail) from error
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
-    return found
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a member stands twice")
     return found
 
 
@@ -304,10 +275,7 @@ def _read_optional_texts(members: dict[str, Any], name: str) -> list[str]:
 
 
 def _read_party(members: dict[str, Any]) -> str:
-    party = _read_text(members, "party")
-    if _PARTY.match(party) is None:
-        raise ValueError('party is not a name like "mx2.example.net"')
-    return party
+    return check_party(_read_text(members, "party"))
 
 
 def _read_base_url(members: dict[str, Any]) -> str:
@@ -332,12 +300,9 @@ def _read_key(members: dict[str, Any], name: str) -> bytes:
 
 def _decode_key(name: str, text: str) -> bytes:
     try:
-        key = decode_base64url(text)
+        return decode_base64url(text, KEY_BYTES)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if len(key) != KEY_BYTES:
-        raise ValueError(f"{name} has {len(key)} octets, not {KEY_BYTES}")
-    return key
 
 
 def _read_pin(members: dict[str, Any]) -> bytes | None:

@@ -13,8 +13,9 @@ from typing import Final
 _SEQUENCE: Final = 0x30
 _INTEGER: Final = 0x02
 _VERSION: Final = 0xA0
-# serialNumber, signature, issuer, validity, subject
-_BEFORE_KEY: Final = (_INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE)
+# serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo
+_FIELDS: Final = (_INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE)
+_ISSUER, _SUBJECT, _KEY = 2, 4, 5
 _MAX_LENGTH_OCTETS: Final = 4
 
 
@@ -23,16 +24,29 @@ def hash_spki(certificate: bytes) -> bytes:
     return hashlib.sha256(extract_spki(certificate)).digest()
 
 
+def is_self_issued(certificate: bytes) -> bool:
+    """Tell whether it names itself as its issuer: nobody else vouches for it. Raises ValueError."""
+    fields = _split(certificate)
+    return fields[_ISSUER] == fields[_SUBJECT]
+
+
 def extract_spki(certificate: bytes) -> bytes:
     """Cut out the DER SubjectPublicKeyInfo. Raises ValueError when it is no certificate."""
+    return _split(certificate)[_KEY]
+
+
+def _split(certificate: bytes) -> list[bytes]:
+    """The fields of a tbsCertificate from serialNumber to subjectPublicKeyInfo."""
     start, end, _ = _read(certificate, 0, len(certificate), _SEQUENCE)  # Certificate
     start, end, _ = _read(certificate, start, end, _SEQUENCE)  # tbsCertificate
     if start < end and certificate[start] == _VERSION:
         start = _read(certificate, start, end, _VERSION)[1]
-    for tag in _BEFORE_KEY:
-        start = _read(certificate, start, end, tag)[1]
-    _, after, first = _read(certificate, start, end, _SEQUENCE)
-    return certificate[first:after]
+    found = []
+    for tag in _FIELDS:
+        _, after, first = _read(certificate, start, end, tag)
+        found.append(certificate[first:after])
+        start = after
+    return found
 
 
 def _read(data: bytes, at: int, end: int, tag: int) -> tuple[int, int, int]:

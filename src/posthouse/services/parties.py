@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 import msgspec
@@ -22,7 +22,7 @@ from posthouse.ports_https import Party
 class TokenUses(Protocol):
     """Remembers, durably, the hashes of tokens that have been shown."""
 
-    def __contains__(self, digest: bytes) -> bool: ...
+    def __contains__(self, digest: object, /) -> bool: ...
 
     def add(self, digest: bytes) -> None:
         """Raises StorageError; the use counts for this process all the same."""
@@ -40,7 +40,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     roster_key_ids: tuple[str, ...] = ()
 
 
-def find_first_valid(token_hashes: Sequence[bytes], uses: TokenUses) -> int:
+def find_first_valid(token_hashes: Sequence[bytes], uses: Container[bytes]) -> int:
     """Index of the oldest token that is still good: the newest that has been used, or 0."""
     return max((i for i, digest in enumerate(token_hashes) if digest in uses), default=0)
 

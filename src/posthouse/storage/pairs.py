@@ -103,7 +103,7 @@ class UsedHashes:
         if any(len(known) != _HASH_BYTES for known in self._known):
             raise StorageBroken(f"{path}: damaged: a line is no SHA-256")
 
-    def __contains__(self, digest: bytes) -> bool:
+    def __contains__(self, digest: object, /) -> bool:
         return digest in self._known
 
     def add(self, digest: bytes) -> None:

@@ -15,7 +15,9 @@ from posthouse.config_pairs import (
     warn_of_open_file,
 )
 from posthouse.errors import ConfigError
-from posthouse.proto.pairing import encode_base64url, hash_token, identify_roster_key
+from posthouse.mail.wire_text import encode_base64url
+from posthouse.proto.pairing import hash_token
+from posthouse.proto.signing import key_id
 
 PRIMARY = {
     "party": "example.com",
@@ -41,7 +43,7 @@ def test_files_are_read(tmp_path: Path) -> None:
     assert load_backup_pairing(path).token == "t"
     account = make_account("mx2.example.net", load_own_pairing(path, "primary"), frozenset({"a"}))
     assert account.token_hashes == (hash_token("t"),)
-    assert account.roster_key_ids == (identify_roster_key(b"r" * 32),)
+    assert account.roster_key_ids == (key_id(b"r" * 32),)
     backup = make_account("example.com", load_own_pairing(path, "backup"), frozenset())
     assert backup.roster_key_ids == ("",)
 

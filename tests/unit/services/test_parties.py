@@ -19,7 +19,7 @@ class Memory:
         self.used = {sha(token) for token in used}
         self.broken = False
 
-    def __contains__(self, digest: bytes) -> bool:
+    def __contains__(self, digest: object, /) -> bool:
         return digest in self.used
 
     def add(self, digest: bytes) -> None:
