@@ -42,6 +42,8 @@ class Counters(msgspec.Struct):
     recipients_refused: int = 0
     messages_refused: int = 0
     storage_refusals: int = 0
+    guesses_refused: int = 0
+    traps_hit: int = 0
     recipients_delivered: int = 0
     recipients_deferred: int = 0
     recipients_held: int = 0
@@ -476,6 +478,16 @@ def session_cut(name: str, address: str, after: str, why: str) -> None:
         "smtpd",
         f"{clean(why)} after {clean(after)} from {clean(name)}[{address}]",
         {"event": "session_cut", "client": address, "name": name, "after": after, "why": why},
+    )
+
+
+def trap_hit(queue_id: str, address: str, recipient: str) -> None:
+    """A message came for a honeypot; its client cannot tell."""
+    counters.traps_hit += 1
+    _sink.put(
+        "smtpd",
+        f"{queue_id}: trap: from {clean(address)}, to=<{clean(recipient)}>",
+        {"event": "trap", "queue_id": queue_id, "client": address, "recipient": recipient},
     )
 
 

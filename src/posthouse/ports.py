@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from posthouse.domain.finding import Answer as Answer
 from posthouse.domain.finding import Finding as Finding
 from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Client, Envelope
@@ -26,7 +27,7 @@ class State(enum.IntEnum):
 
     Moves (letters are cited by code, tests and docs)::
 
-        (a) accept    door     —       → QUEUED
+        (a) accept    door     —       → QUEUED, or HELD where nobody vouches (Recipient.hold)
         (d) deliver   relay    QUEUED  → gone (row deleted; message deleted with its last row)
         (r) retry     relay    QUEUED  → QUEUED, due later
         (h) hold      relay, sweeper, operator   QUEUED → HELD
@@ -282,7 +283,10 @@ class AcceptListener(Protocol):
     """Rung in the event loop after each durable commit, oldest first."""
 
     def __call__(self, message: QueuedMessage) -> None:
-        """`message.body` is set when the engine still has it in memory; due_us are those stored."""
+        """`message.body` is set when the engine still has it in memory; due_us are those stored.
+
+        Recipients that were stored on hold are left out.
+        """
 
 
 # --------------------------------------------------------------------------- recipients
@@ -291,8 +295,12 @@ class AcceptListener(Protocol):
 class RecipientDirectory(Protocol):
     """Who exists in one backed-up domain. Look-ups take microseconds and never block."""
 
-    def find(self, local_part: str) -> Finding:
-        """Look up the *content* of a local part (unquoted). Total: never raises."""
+    def find(self, local_part: str, network: str = "") -> Answer | Awaitable[Answer]:
+        """Look up the *content* of a local part (unquoted). Total: never raises.
+
+        At once; awaitable only where a digest is slow, and then bounded in number. network: of
+        the client, whose wrong guesses at slow digests are counted; "" counts none.
+        """
 
     def describe(self) -> Mapping[str, str | int | bool]:
         """For `status`: source, entries, loaded_at, problem."""

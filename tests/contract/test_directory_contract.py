@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.directory import SetDirectory
+from fakes.directory import SetDirectory, finding_of
 from posthouse.domain.recipients import Fold, RecipientFile
 from posthouse.ports import Finding, RecipientDirectory
 from posthouse.storage.recipient_lists import RecipientIndexes
@@ -41,52 +41,52 @@ def test_listed_are_vouched(make: Make) -> None:
     """Listed recipients exist, in any case and with a subaddress."""
     directory = make("Alice@example.com OK\nbob\n")
     for local in ("alice", "ALICE", "aLiCe+news", "alice+", "bob", "bob+a+b"):
-        assert directory.find(local) is Finding.VOUCHED, local
+        assert finding_of(directory, local) is Finding.VOUCHED, local
 
 
 def test_others_are_absent(make: Make) -> None:
     """Who is not listed does not exist."""
     directory = make("alice\n")
     for local in ("", "bob", "alic", "alicee", "+alice", "alice-x", "alice@example.com", "x" * 255):
-        assert directory.find(local) is Finding.ABSENT, local
+        assert finding_of(directory, local) is Finding.ABSENT, local
 
 
 def test_listed_subaddress_alone(make: Make) -> None:
     """A listed subaddress vouches for itself, not for what stands before the delimiter."""
     directory = make("ops+night\n")
-    assert directory.find("ops+Night") is Finding.VOUCHED
-    assert directory.find("ops") is Finding.ABSENT
-    assert directory.find("ops+day") is Finding.ABSENT
+    assert finding_of(directory, "ops+Night") is Finding.VOUCHED
+    assert finding_of(directory, "ops") is Finding.ABSENT
+    assert finding_of(directory, "ops+day") is Finding.ABSENT
 
 
 def test_catch_all(make: Make) -> None:
     """With a catch-all nobody is absent, and the listed are still told apart."""
     directory = make("@example.com\nalice\n")
-    assert directory.find("alice") is Finding.VOUCHED
-    assert directory.find("whoever") is Finding.CATCH_ALL
+    assert finding_of(directory, "alice") is Finding.VOUCHED
+    assert finding_of(directory, "whoever") is Finding.CATCH_ALL
 
 
 def test_reads_as_the_primary_reads(make: Make) -> None:
     """Options of the file govern look-ups."""
     directory = make("% case = preserve\n% delimiters = -=\n% dots = drop\nA.lice\n")
-    assert directory.find("Al.ice-x.y") is Finding.VOUCHED
-    assert directory.find("Alice=x") is Finding.VOUCHED
-    assert directory.find("alice") is Finding.ABSENT
-    assert directory.find("Alice+x") is Finding.ABSENT
-    assert directory.find("...") is Finding.ABSENT
+    assert finding_of(directory, "Al.ice-x.y") is Finding.VOUCHED
+    assert finding_of(directory, "Alice=x") is Finding.VOUCHED
+    assert finding_of(directory, "alice") is Finding.ABSENT
+    assert finding_of(directory, "Alice+x") is Finding.ABSENT
+    assert finding_of(directory, "...") is Finding.ABSENT
 
 
 def test_nobody(make: Make) -> None:
     """An empty list proves everybody absent."""
-    assert make("").find("alice") is Finding.ABSENT
+    assert finding_of(make(""), "alice") is Finding.ABSENT
 
 
 def test_total(make: Make) -> None:
     """Whatever is asked, a finding comes back."""
     directory = make("zo\xeb\n")
-    assert directory.find("ZOE\u0308") is Finding.VOUCHED
+    assert finding_of(directory, "ZOE\u0308") is Finding.VOUCHED
     for local in ("\udcff", "\ud800", "\x00", "\U0010ffff", "a\nb", " ", "x" * 100_000):
-        assert directory.find(local) is Finding.ABSENT
+        assert finding_of(directory, local) is Finding.ABSENT
 
 
 def test_describes_itself(make: Make) -> None:
@@ -98,5 +98,5 @@ def test_describes_itself(make: Make) -> None:
 
 def test_unknown_is_not_absent() -> None:
     """The fake can stand for a domain whose list is not loaded."""
-    assert SetDirectory(unknown=True).find("alice") is Finding.UNKNOWN
-    assert SetDirectory(["Alice"], how=Fold()).find("alice") is Finding.VOUCHED
+    assert finding_of(SetDirectory(unknown=True), "alice") is Finding.UNKNOWN
+    assert finding_of(SetDirectory(["Alice"], how=Fold()), "alice") is Finding.VOUCHED

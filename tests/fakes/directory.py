@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Protocol
 
 from posthouse.domain.recipients import Fold, fold_both
-from posthouse.ports import Finding
+from posthouse.ports import Answer, Finding, RecipientDirectory
+
+ANSWERS = {finding: Answer(finding=finding) for finding in Finding}
+
+
+def finding_of(directory: RecipientDirectory, local_part: str) -> Finding:
+    """What a directory that answers at once knows."""
+    answer = directory.find(local_part)
+    assert isinstance(answer, Answer)
+    return answer.finding
+
+
+class Directories(Protocol):
+    """Directories of several domains."""
+
+    def find(self, domain: str, local_part: str, /) -> Answer | Awaitable[Answer]: ...
+
+
+def finding_in(directories: Directories, domain: str, local_part: str) -> Finding:
+    """What directories that answer at once know."""
+    answer = directories.find(domain, local_part)
+    assert isinstance(answer, Answer)
+    return answer.finding
 
 
 class SetDirectory:
@@ -24,12 +47,12 @@ class SetDirectory:
         self._otherwise = Finding.CATCH_ALL if catch_all else Finding.ABSENT
         self._unknown = unknown
 
-    def find(self, local_part: str) -> Finding:
+    def find(self, local_part: str, network: str = "") -> Answer:
         if self._unknown:
-            return Finding.UNKNOWN
+            return ANSWERS[Finding.UNKNOWN]
         if self._texts.isdisjoint(fold_both(local_part, self._how)):
-            return self._otherwise
-        return Finding.VOUCHED
+            return ANSWERS[self._otherwise]
+        return ANSWERS[Finding.VOUCHED]
 
     def describe(self) -> Mapping[str, str | int | bool]:
         return {
@@ -46,6 +69,6 @@ class SetDirectories:
     def __init__(self, directories: Mapping[str, SetDirectory]) -> None:
         self._directories = dict(directories)
 
-    def find(self, domain: str, local_part: str) -> Finding:
+    def find(self, domain: str, local_part: str, network: str = "") -> Answer:
         directory = self._directories.get(domain)
-        return Finding.UNKNOWN if directory is None else directory.find(local_part)
+        return ANSWERS[Finding.UNKNOWN] if directory is None else directory.find(local_part)

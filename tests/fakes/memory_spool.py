@@ -170,12 +170,16 @@ class MemorySpool:
                 domain=recipient.domain,
                 notify=recipient.notify,
                 orcpt=recipient.orcpt,
+                state=State.HELD if recipient.hold else State.QUEUED,
+                attempts=1 if recipient.hold else 0,
+                reason=recipient.hold,
                 due_us=due_us,
             )
             message.rows[seq] = _Row(row, due_us)
         self._messages[message.queue_id] = message
-        if self._listener is not None:
-            self._listener(message.view((r.recipient for r in message.rows.values()), body))
+        rung = [row.recipient for row in message.rows.values() if not row.recipient.reason]
+        if self._listener is not None and rung:
+            self._listener(message.view(rung, body))
         if not future.done():
             future.set_result(None)
 

@@ -6,11 +6,12 @@ import asyncio
 import re
 from collections.abc import Awaitable, Mapping
 
+from fakes.directory import ANSWERS
 from fakes.memory_spool import MemorySpool
 from posthouse.domain.verdict import Verdict, WhenUnknown
 from posthouse.mail.address import Mailbox
 from posthouse.mail.reply import Reply
-from posthouse.ports import Finding
+from posthouse.ports import Answer, Finding
 from posthouse.ports_session import SessionFacts
 from posthouse.proto.server_events import (
     Closing,
@@ -37,26 +38,28 @@ class DictDirectories:
     def __init__(self, users: Mapping[str, frozenset[str]] = USERS) -> None:
         self.users = users
 
-    def find(self, domain: str, local_part: str) -> Finding:
+    def find(self, domain: str, local_part: str, network: str = "") -> Answer:
         known = self.users.get(domain)
         if known is None:
-            return Finding.UNKNOWN
+            return ANSWERS[Finding.UNKNOWN]
         folded = local_part.lower()
         if folded in known or folded.partition("+")[0] in known:
-            return Finding.VOUCHED
-        return Finding.ABSENT
+            return ANSWERS[Finding.VOUCHED]
+        return ANSWERS[Finding.ABSENT]
 
 
 class LateDirectories(DictDirectories):
     """The same, but every answer takes a few turns of the loop."""
 
-    def find(self, domain: str, local_part: str) -> Awaitable[Finding]:  # type: ignore[override]
-        finding = super().find(domain, local_part)
+    def find(  # type: ignore[override]
+        self, domain: str, local_part: str, network: str = ""
+    ) -> Awaitable[Answer]:
+        answer = super().find(domain, local_part)
 
-        async def later() -> Finding:
+        async def later() -> Answer:
             for _ in range(3):
                 await asyncio.sleep(0)
-            return finding
+            return answer
 
         return later()
 
@@ -66,10 +69,11 @@ def make_reception(
     *,
     hostname: str = "mx2.example.net",
     directories: Directories | None = None,
+    when_unknown: WhenUnknown = WhenUnknown.DEFER,
 ) -> Reception:
     """A reception for USERS' domains in front of `spool`."""
     return Reception(
-        ReceptionSettings(hostname=hostname, domains=dict.fromkeys(USERS, WhenUnknown.DEFER)),
+        ReceptionSettings(hostname=hostname, domains=dict.fromkeys(USERS, when_unknown)),
         spool=spool,
         directories=directories or DictDirectories(),
         clock_us=lambda: 1_800_000_000_000_000,

@@ -52,9 +52,9 @@ def test_listed_are_found_and_others_not(
     assert directory is not None
     for local in listed:
         for spelled in (local, local.upper(), local.title(), f"{local}+{tag}"):
-            assert directory.find(spelled) is Finding.VOUCHED
+            assert directory.find(spelled).finding is Finding.VOUCHED
     for local in others - listed:
-        assert directory.find(local) is Finding.ABSENT
+        assert directory.find(local).finding is Finding.ABSENT
 
 
 @given(

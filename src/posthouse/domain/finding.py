@@ -26,6 +26,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stale: the list has expired: it vouches, but proves no absence. canonical: the
     text whose digest was found (fold text@domain), "" otherwise. serial: of the
     roster, 0 for other lists. when_stale: what its owner wishes where it is stale.
+    withheld: UNKNOWN because nobody looked: too many look-ups wait ("busy"), or the
+    client's network has guessed too much ("guessed").
     """
 
     finding: Finding
@@ -33,3 +35,4 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     canonical: str = ""
     serial: int = 0
     when_stale: Literal["defer", "hold"] = "defer"
+    withheld: Literal["", "busy", "guessed"] = ""

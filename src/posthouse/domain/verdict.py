@@ -1,8 +1,19 @@
 """What to answer at RCPT (DESIGN.md "Rules that decide"), in this order:
 
 not our domain → 550 5.7.1; routing smuggled into a local part → 550 5.7.1;
-postmaster → accept; the recipient directory: vouched or catch-all → accept,
-proven absent → 550 5.1.1; nothing known → the domain's `when_unknown`.
+postmaster → accept; then what the recipient directory found:
+
+| finding | fresh | stale |
+|---|---|---|
+| vouched, catch-all, rule | 250 | 250 |
+| trap | 250 (it does not show; the verdict says so inside) | 250 |
+| defer | 451 4.2.1 | 451 4.2.1 |
+| absent | 550 5.1.1 | the stricter of the list's `when_stale` and the domain's `when_unknown` |
+| unknown | the domain's `when_unknown` | |
+
+"defer" is 451 4.4.3 and stricter than "hold", which is 250 and the message kept
+back until somebody vouches. Where nobody looked, because look-ups are slow and
+too many were asked for, it is 451 whatever the address: never 250, never 550.
 
 DNS takes no part: only a configured domain grants (Postfix is giving up
 permit_mx_backup for good reason).
@@ -14,6 +25,7 @@ import enum
 
 import msgspec
 
+from posthouse.domain.finding import Answer, Finding
 from posthouse.mail.address import Mailbox
 from posthouse.mail.reply import Reply
 
@@ -22,19 +34,27 @@ class WhenUnknown(enum.Enum):
     """A domain's answer where nothing is known of the recipient."""
 
     DEFER = "defer"
+    HOLD = "hold"
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The answer to one RCPT; domain: whose queue it goes to ("" when refused).
 
     canonical: what the recipient is called by who vouched for it, "" when nobody did by name;
-    opaque here, it is handed to those who are told of accepted messages.
+    opaque here, it is handed to those who are told of accepted messages. serial: of the
+    roster that vouched, 0 for none. hold: to be kept back, nobody has vouched; trap: a honeypot.
     """
 
     reply: Reply
     domain: str = ""
     canonical: str = ""
+    serial: int = 0
+    hold: bool = False
+    trap: bool = False
 
+
+UNVOUCHED = "nobody vouches for this recipient yet"
+"""Why a message is kept back (`Verdict.hold`); who vouches later finds it by this text."""
 
 RECIPIENT_OK = Reply(250, "2.1.5", "Ok")
 
@@ -58,6 +78,43 @@ def not_verified(spelled: str) -> Reply:
     return Reply(
         451, "4.4.3", f"<{spelled}>: Recipient address cannot be verified now, try again later"
     )
+
+
+def come_later(spelled: str) -> Reply:
+    """A rule of the primary's says so (RFC 3463: X.2.1, mailbox not accepting messages)."""
+    return Reply(451, "4.2.1", f"<{spelled}>: Recipient address is not accepting mail now")
+
+
+def too_many_guesses(spelled: str) -> Reply:
+    """The client's network has asked for too many unknown addresses; says nothing of this one."""
+    return Reply(451, "4.7.1", f"<{spelled}>: Too many unknown recipients, try again later")
+
+
+GUESSER_SENT_AWAY = Reply(421, "4.7.0", "Error: too many unknown recipients, try again later")
+"""The same, for a client that goes on asking."""
+
+
+def decide_recipient(
+    answer: Answer, spelled: str, domain: str, when_unknown: WhenUnknown
+) -> Verdict:
+    """Turn what is known of a recipient into the reply (see the module's table)."""
+    finding = answer.finding
+    if finding is Finding.VOUCHED:
+        return Verdict(RECIPIENT_OK, domain, answer.canonical, answer.serial)
+    if finding is Finding.ABSENT and not answer.stale:
+        return Verdict(user_unknown(spelled))
+    if finding is Finding.CATCH_ALL or finding is Finding.RULE:
+        return Verdict(RECIPIENT_OK, domain)
+    if finding is Finding.TRAP:
+        return Verdict(RECIPIENT_OK, domain, trap=True)
+    if finding is Finding.DEFER:
+        return Verdict(come_later(spelled))
+    if answer.withheld == "guessed":
+        return Verdict(too_many_guesses(spelled))
+    may_hold = when_unknown is WhenUnknown.HOLD and not answer.withheld
+    if may_hold and (finding is Finding.UNKNOWN or answer.when_stale == "hold"):
+        return Verdict(RECIPIENT_OK, domain, hold=True)
+    return Verdict(not_verified(spelled))
 
 
 NOT_JUDGED = Reply(451, "4.3.0", "Recipient cannot be checked now, try again later")

@@ -563,7 +563,7 @@ class SmtpDoor(asyncio.Protocol):
         reply = verdict.reply
         if reply.code < 400:
             self._recipients.append(
-                make_recipient(mailbox, verdict.domain, event.params.notify, event.params.orcpt)
+                make_recipient(mailbox, verdict, event.params.notify, event.params.orcpt)
             )
             self._verdicts.append(verdict)
             self._session.answer(server_replies.RECIPIENT_OK)

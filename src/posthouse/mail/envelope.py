@@ -16,12 +16,14 @@ class Recipient(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         a bare "postmaster" has been completed with the domain it stands for.
     domain: the backed-up domain, A-labels, lower case; the key of its queue.
     notify, orcpt: values of NOTIFY= and ORCPT= as given; "" when absent.
+    hold: why it is stored on hold, "" for the queue.
     """
 
     address: str
     domain: str
     notify: str = ""
     orcpt: str = ""
+    hold: str = ""
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,6 +56,9 @@ from posthouse.proto.server_events import (
     StartTls,
 )
 
+# The reply of the owner was a 421 itself.
+_SAID: Final = "refused for now"
+
 
 class _Mode(enum.Enum):
     COMMAND = enum.auto()
@@ -226,7 +229,7 @@ class ServerSession:
         return None
 
     def answer(self, reply: Reply) -> None:
-        """Answer the event that waits. 2xx/3xx accepts, 4xx/5xx refuses."""
+        """Answer the event that waits. 2xx/3xx accepts, 4xx/5xx refuses, 421 ends the session."""
         waiting, self._awaiting = self._awaiting, None
         positive = reply.code < 400
         if waiting is DataRequest:  # a refusal: `open_data` accepts
@@ -238,6 +241,8 @@ class ServerSession:
                 self._say(reply)
             return
         self._say(reply)
+        if reply.code == 421:
+            self._pending_close = _SAID
         if waiting is Rcpt:
             if positive:
                 self._accepted += 1
@@ -317,7 +322,7 @@ class ServerSession:
             self.errors += 1
 
     def _close(self, why: str) -> Closing:
-        if why != "quit":
+        if why not in ("quit", _SAID):
             self._out.append(f"421 4.7.0 {self._limits.hostname} Error: {why}\r\n".encode())
         self._mode = _Mode.CLOSED
         return Closing(why)

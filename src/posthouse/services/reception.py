@@ -20,7 +20,7 @@ from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id
 from posthouse.mail.reply import Reply
-from posthouse.ports import Finding, Incoming, Spool
+from posthouse.ports import Answer, Incoming, Spool
 from posthouse.ports_session import (
     Accepted,
     AfterCommit,
@@ -34,7 +34,9 @@ from posthouse.ports_session import (
 class Directories(Protocol):
     """Who exists in every backed-up domain (ports.RecipientDirectory, one a domain)."""
 
-    def find(self, domain: str, local_part: str) -> Finding | Awaitable[Finding]: ...
+    def find(
+        self, domain: str, local_part: str, network: str = ""
+    ) -> Answer | Awaitable[Answer]: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,9 @@ class ReceptionSettings:
 NO_STORAGE = Reply(452, "4.3.1", "Insufficient system storage")
 NO_STORAGE_AFTER = Reply(451, "4.3.0", "Message could not be stored, try again later")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is looping")
+
+# A client over its budget hears 451 so often in one session, then 421.
+MAX_GUESSES_TOLD = 3
 
 
 class Letter:
@@ -114,6 +119,9 @@ class Letter:
             recipients=[recipient.address for recipient in self._envelope.recipients],
             message_id=self._scan.message_id,
         )
+        for address, judged in zip(self._envelope.recipients, self._verdicts, strict=False):
+            if judged.trap:
+                observe.trap_hit(self.queue_id, self._client.address, address.address)
         if self._hooks:
             self._tell()
         return Reply(250, "2.0.0", f"Ok: queued as {self.queue_id}")
@@ -191,7 +199,7 @@ class Reception:
     def _judge(
         self,
         mailbox: Mailbox,
-        session: SessionFacts,  # noqa: ARG002 (for verdicts that depend on the client)
+        session: SessionFacts,
     ) -> verdict.Verdict | Awaitable[verdict.Verdict]:
         domains = self._settings.domains
         domain = mailbox.domain
@@ -202,23 +210,31 @@ class Reception:
             return verdict.Verdict(verdict.relay_denied(mailbox.spelled))
         if postmaster:
             return verdict.Verdict(verdict.RECIPIENT_OK, domain)
-        finding = self._directories.find(domain, mailbox.local)
-        if isinstance(finding, Finding):
-            return self._decide(mailbox, domain, finding)
-        return self._decide_later(mailbox, domain, finding)
+        answer = self._directories.find(domain, mailbox.local, session.network)
+        if isinstance(answer, Answer):
+            if not answer.withheld:
+                return verdict.decide_recipient(answer, mailbox.spelled, domain, domains[domain])
+            return self._decide(answer, mailbox, domain, session)
+        return self._decide_later(mailbox, domain, answer, session)
 
     async def _decide_later(
-        self, mailbox: Mailbox, domain: str, finding: Awaitable[Finding]
+        self, mailbox: Mailbox, domain: str, finding: Awaitable[Answer], session: SessionFacts
     ) -> verdict.Verdict:
-        return self._decide(mailbox, domain, await finding)
+        return self._decide(await finding, mailbox, domain, session)
 
-    @staticmethod
-    def _decide(mailbox: Mailbox, domain: str, finding: Finding) -> verdict.Verdict:
-        if finding is Finding.VOUCHED or finding is Finding.CATCH_ALL:
-            return verdict.Verdict(verdict.RECIPIENT_OK, domain)
-        if finding is Finding.ABSENT:
-            return verdict.Verdict(verdict.user_unknown(mailbox.spelled))
-        return verdict.Verdict(verdict.not_verified(mailbox.spelled))
+    def _decide(
+        self, answer: Answer, mailbox: Mailbox, domain: str, session: SessionFacts
+    ) -> verdict.Verdict:
+        """As `decide_recipient`, but a client that goes on guessing is sent away."""
+        when_unknown = self._settings.domains.get(domain, verdict.WhenUnknown.DEFER)
+        if answer.withheld == "guessed":
+            observe.counters.guesses_refused += 1
+            told = session.scratch["reception.guesses"] = (
+                session.scratch.get("reception.guesses", 0) + 1
+            )
+            if told > MAX_GUESSES_TOLD:
+                return verdict.Verdict(verdict.GUESSER_SENT_AWAY)
+        return verdict.decide_recipient(answer, mailbox.spelled, domain, when_unknown)
 
     def open_letter(
         self,
@@ -263,7 +279,13 @@ class Reception:
         return self._date
 
 
-def make_recipient(mailbox: Mailbox, domain: str, notify: str, orcpt: str) -> Recipient:
+def make_recipient(mailbox: Mailbox, judged: verdict.Verdict, notify: str, orcpt: str) -> Recipient:
     """The row to store: the client's spelling; a bare postmaster gets its domain."""
-    address = mailbox.spelled if mailbox.domain else f"{mailbox.spelled}@{domain}"
-    return Recipient(address=address, domain=domain, notify=notify, orcpt=orcpt)
+    domain = judged.domain
+    return Recipient(
+        address=mailbox.spelled if mailbox.domain else f"{mailbox.spelled}@{domain}",
+        domain=domain,
+        notify=notify,
+        orcpt=orcpt,
+        hold=verdict.UNVOUCHED if judged.hold else "",
+    )

@@ -22,6 +22,7 @@ from typing import Final
 from posthouse import observe
 from posthouse.errors import ConfigError, StorageError
 from posthouse.ports import (
+    Answer,
     Finding,
     Fingerprint,
     RecipientDirectory,
@@ -220,12 +221,15 @@ class Publisher:
         }
 
 
+_UNKNOWN: Final = Answer(finding=Finding.UNKNOWN)
+
+
 class _NoList:
     """Stands for a domain without a list."""
 
-    def find(self, local_part: str) -> Finding:  # noqa: ARG002 (the port names it)
+    def find(self, local_part: str, network: str = "") -> Answer:  # noqa: ARG002 (the port's)
         """Nothing is known of anybody."""
-        return Finding.UNKNOWN
+        return _UNKNOWN
 
     def describe(self) -> Facts:
         """For `status`."""
@@ -250,9 +254,9 @@ class Directories:
         self._directory_version: Fingerprint | None = None
         self.refresh()
 
-    def find(self, domain: str, local_part: str) -> Finding:
+    def find(self, domain: str, local_part: str, network: str = "") -> Answer | Awaitable[Answer]:
         """Look up the content of a local part. Never raises; UNKNOWN without a list."""
-        return self._loaded.get(domain, _NO_LIST).find(local_part)
+        return self._loaded.get(domain, _NO_LIST).find(local_part, network)
 
     def get(self, domain: str) -> RecipientDirectory:
         """The list in force now. Ask again for each look-up: this one is never swapped."""

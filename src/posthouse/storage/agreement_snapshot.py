@@ -36,7 +36,7 @@ from posthouse.errors import StorageBroken
 from posthouse.ports import Fingerprint
 from posthouse.ports_agreements import FoundAgreement
 from posthouse.storage.book_file import open_book_to_read, translate
-from posthouse.storage.recipient_index import replace_file
+from posthouse.storage.whole_files import replace_file
 
 _MAGIC: Final = b"posthouse-agreements 1\n"
 _LENGTH: Final = struct.Struct(">I")

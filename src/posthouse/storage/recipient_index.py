@@ -20,16 +20,13 @@ Layout (octet order of the machine, named in the header)::
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import mmap
 import os
 import struct
 import sys
-import tempfile
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -37,8 +34,9 @@ from typing import Final
 import msgspec
 
 from posthouse.domain.recipients import DIGEST_BYTES, Fold, fold_both, make_digester
-from posthouse.errors import StorageBroken, StorageFull
-from posthouse.ports import Finding, RecipientListFacts
+from posthouse.errors import StorageBroken
+from posthouse.ports import Answer, Finding, RecipientListFacts
+from posthouse.storage.whole_files import replace_file
 
 _MAGIC: Final = b"posthouse-recipients 1\n"
 _LENGTH: Final = struct.Struct(">I")
@@ -49,6 +47,9 @@ _KEY_BYTES: Final = 32
 _MAPPED_FROM_BYTES: Final = 256 << 10
 _DIGESTS_PER_BUCKET: Final = 8
 _MAX_BITS: Final = 24
+_VOUCHED: Final = Answer(finding=Finding.VOUCHED)
+_CATCH_ALL: Final = Answer(finding=Finding.CATCH_ALL)
+_ABSENT: Final = Answer(finding=Finding.ABSENT)
 _PARTITIONS: Final = 256
 
 
@@ -89,7 +90,7 @@ class IndexDirectory:
         if self._offsets[0] != 0 or self._offsets[-1] != header.digests:
             raise StorageBroken(f"{path}: bucket offsets are damaged")
         self._header = header
-        self._otherwise = Finding.CATCH_ALL if header.facts.catch_all else Finding.ABSENT
+        self._otherwise = _CATCH_ALL if header.facts.catch_all else _ABSENT
         self._digest = make_digester(header.key)
         self._search = self._data.find
         self._shift = 32 - header.bits
@@ -99,13 +100,13 @@ class IndexDirectory:
         """What the index was built from."""
         return self._header.facts
 
-    def find(self, local_part: str) -> Finding:
+    def find(self, local_part: str, network: str = "") -> Answer:  # noqa: ARG002 (the port's)
         """Look up the content of a local part. Total: never raises."""
         kept, cut = fold_both(local_part, self._header.fold)
         if kept and self._holds(kept):
-            return Finding.VOUCHED
+            return _VOUCHED
         if cut and cut != kept and self._holds(cut):
-            return Finding.VOUCHED
+            return _VOUCHED
         return self._otherwise
 
     def _holds(self, text: str) -> bool:
@@ -234,35 +235,3 @@ def _read_header(data: mmap.mmap | bytes, path: Path) -> tuple[_Header, int]:
     if header.order != sys.byteorder or not 0 <= header.bits <= _MAX_BITS:
         raise StorageBroken(f"{path}: made by another machine or version")
     return header, _align(end + _SUM_BYTES)
-
-
-def replace_file(path: Path, pieces: Sequence[bytes | bytearray]) -> None:
-    """Write `path` anew, so that it is whole or unchanged after a crash. Raises StorageError."""
-    with storage_errors(path):
-        descriptor, fresh = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)
-            raise
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into StorageFull or StorageBroken."""
-    try:
-        yield
-    except OSError as error:
-        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageBroken
-        raise kind(f"{path}: {error.strerror or error}") from error

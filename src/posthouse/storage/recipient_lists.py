@@ -7,7 +7,6 @@ nothing: the index of before stays where it is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
@@ -17,13 +16,18 @@ from typing import Final
 from posthouse.domain.recipients import MAX_LINE_LENGTH, RecipientFile
 from posthouse.errors import ConfigError, StorageBroken
 from posthouse.ports import Fingerprint, RecipientListFacts
-from posthouse.storage.recipient_index import IndexBuilder, IndexDirectory, storage_errors
+from posthouse.storage.recipient_index import IndexBuilder, IndexDirectory
+from posthouse.storage.whole_files import (
+    domain_file_name,
+    look_at,
+    make_fingerprint,
+    storage_errors,
+)
 
 MAX_FILE_BYTES: Final = 2 << 30
 MAX_PROBLEM: Final = 4000  # characters of what is wrong with a file that `status` shows
 MAX_RECIPIENTS: Final = 50_000_000  # what a roster may hold
 _READ_BYTES: Final = 1 << 20
-_MAX_NAME: Final = 200  # of the 255 octets that a file name may have
 
 
 class RecipientIndexes:
@@ -52,15 +56,15 @@ class RecipientIndexes:
 
     def get_version(self, domain: str) -> Fingerprint | None:
         """Changes with every `publish` of the domain."""
-        return _look_at(self._path(domain))
+        return look_at(self._path(domain))
 
     def get_directory_version(self) -> Fingerprint | None:
         """Changes with every `publish`, unless two fall into one tick of the file clock."""
-        return _look_at(self._directory)
+        return look_at(self._directory)
 
     def get_source_version(self, source: str) -> Fingerprint | None:
         """Changes with the text file; a symbolic link is followed."""
-        return _look_at(source)
+        return look_at(source)
 
     def ends_with_line(self, source: str) -> bool:
         """Tell whether the text file ends with LF; True for what is empty or cannot be read."""
@@ -92,7 +96,7 @@ class RecipientIndexes:
         """
         builder = IndexBuilder()
         reading, before = _read(domain, source, builder, refuse_empty=refuse_empty)
-        if _look_at(source) != before:
+        if look_at(source) != before:
             return None
         facts = RecipientListFacts(
             domain=domain,
@@ -108,7 +112,7 @@ class RecipientIndexes:
     def keep_only(self, domains: Collection[str]) -> None:
         """Take every other domain's list out of force. Raises StorageError."""
         with storage_errors(self._directory):
-            names = set(map(_file_name, domains))
+            names = set(map(domain_file_name, domains))
             for suffix in (".idx", ".problem"):
                 for path in self._directory.glob(f"*{suffix}"):
                     if path.name.removesuffix(suffix) not in names:
@@ -133,17 +137,10 @@ class RecipientIndexes:
             return ""
 
     def _problem_path(self, domain: str) -> Path:
-        return self._directory / f"{_file_name(domain)}.problem"
+        return self._directory / f"{domain_file_name(domain)}.problem"
 
     def _path(self, domain: str) -> Path:
-        return self._directory / f"{_file_name(domain)}.idx"
-
-
-def _file_name(domain: str) -> str:
-    """The domain; of one too long for a file name with its suffix, its beginning and a digest."""
-    if len(domain) <= _MAX_NAME:
-        return domain
-    return f"{domain[:100]}-{hashlib.blake2b(domain.encode(), digest_size=16).hexdigest()}"
+        return self._directory / f"{domain_file_name(domain)}.idx"
 
 
 def check_recipients(domain: str, source: str) -> RecipientFile:
@@ -176,7 +173,7 @@ def _read(
         raise ConfigError([f"{source}: {error.strerror or error}"]) from error
     if reading.mistake_count:
         raise ConfigError(reading.describe_mistakes(source))
-    return reading, _fingerprint(status)
+    return reading, make_fingerprint(status)
 
 
 def split_lines(descriptor: int) -> Iterator[str]:
@@ -194,19 +191,3 @@ def split_lines(descriptor: int) -> Iterator[str]:
             tail += rest
     if tail:
         yield tail.decode("utf-8", "surrogateescape")
-
-
-def _look_at(path: str | Path) -> Fingerprint | None:
-    try:
-        return _fingerprint(os.stat(path))
-    except OSError:
-        return None
-
-
-def _fingerprint(status: os.stat_result) -> Fingerprint:
-    return Fingerprint(
-        size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-        inode=status.st_ino,
-    )

@@ -21,7 +21,7 @@ import msgspec
 from posthouse import observe
 from posthouse.errors import StorageError
 from posthouse.ports_agreements import RefusedLogin, Report, Sighting
-from posthouse.storage.recipient_index import replace_file, storage_errors
+from posthouse.storage.whole_files import replace_file, storage_errors
 
 HAND_OVER_SECONDS: Final = 1.0
 # Addresses in one report: a worker under attack fills no disk (1,000 a second at most).

@@ -279,7 +279,9 @@ class EmbeddedSpool:
 
     def _ring(self, listener: AcceptListener, accept: Accept) -> None:
         try:
-            listener(accept.as_queued())
+            message = accept.as_queued()
+            if message.recipients:
+                listener(message)
         except Exception as error:  # the bell must not cost the sender its 250
             observe.trouble("spool", "accept listener", error)
 

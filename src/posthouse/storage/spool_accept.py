@@ -41,7 +41,10 @@ class Accept:
         self.error: StorageError | None = None
 
     def as_queued(self) -> QueuedMessage:
-        """The message as the relay hears of it; with its body when that is still in memory."""
+        """The message as the relay hears of it, without those on hold.
+
+        With its body when that is still in memory.
+        """
         envelope = self.envelope
         chunks = self.chunks
         body = None
@@ -69,6 +72,7 @@ class Accept:
                         due_us=due_us,
                     )
                     for seq, recipient in enumerate(envelope.recipients)
+                    if not recipient.hold
                 ]
             ),
             body=body,

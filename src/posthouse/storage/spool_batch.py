@@ -12,7 +12,7 @@ import apsw
 
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.queueid import time_us_of
-from posthouse.ports import Outcome, Settlement
+from posthouse.ports import Outcome, Settlement, State
 from posthouse.storage import schema
 from posthouse.storage.segments import HEADER_BYTES
 from posthouse.storage.spool_clock import DueClock
@@ -74,6 +74,7 @@ class Batch:
         due_us = self._due.open_batch(len(placed))
         messages: list[Any] = []
         recipients: list[Any] = []
+        held: list[Any] = []
         live = live_bytes = rows = 0
         first = last = placed[0].queue_id
         for message in placed:
@@ -90,6 +91,8 @@ class Batch:
                 domain = self._domains.get(recipient.domain) or self._domain(recipient.domain)
                 recipients += (queue_id, seq, domain, recipient.address, due_us)
                 rows += 1
+                if recipient.hold:
+                    held += (queue_id, seq, int(State.HELD), due_us, recipient.hold, "")
             message.due_us = due_us
             due_us += 1
             if message.segment:
@@ -98,6 +101,8 @@ class Batch:
             first, last = min(first, queue_id), max(last, queue_id)
         self._wide(schema.insert_messages, 6, messages, len(placed))
         self._wide(schema.insert_recipients, 5, recipients, rows)
+        if held:
+            self._wide(schema.update_recipients, 6, held, len(held) // 6)
         self.stamp_us = max(self.stamp_us, time_us_of(last))
         self._execute(
             schema.ADD_TO_SEGMENT, (segment, end, live, live_bytes, first, last, self.stamp_us)

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from fakes.directory import ANSWERS
 from fakes.memory_spool import MemorySpool
 from fakes.open_door import SlowSpool, Talker, open_door, stored, talk, until
 from fakes.server_owner import DictDirectories, make_reception
 from posthouse import observe
-from posthouse.domain.verdict import Verdict
+from posthouse.domain.verdict import UNVOUCHED, Verdict, WhenUnknown
 from posthouse.errors import StorageBroken
 from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Envelope
 from posthouse.mail.reply import Reply
-from posthouse.ports import Finding, Selection
+from posthouse.ports import Answer, Finding, Selection, State
 from posthouse.ports_session import Accepted, OpenLetter, SessionFacts
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.reception import Reception
@@ -30,11 +31,11 @@ class HeldDirectories(DictDirectories):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: dict[str, asyncio.Future[Finding]] = {}
+        self.asked: dict[str, asyncio.Future[Answer]] = {}
 
     def find(  # type: ignore[override]
-        self, domain: str, local_part: str
-    ) -> Finding | Awaitable[Finding]:
+        self, domain: str, local_part: str, network: str = ""
+    ) -> Answer | Awaitable[Answer]:
         if not local_part.startswith("slow"):
             return super().find(domain, local_part)
         return self.asked.setdefault(local_part, asyncio.get_running_loop().create_future())
@@ -74,11 +75,11 @@ async def test_pipelined_replies_keep_their_order() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.reader.read(1), 0.05)
         assert list(directories.asked) == ["slow1"]
-        directories.asked["slow1"].set_result(Finding.VOUCHED)
+        directories.asked["slow1"].set_result(ANSWERS[Finding.VOUCHED])
         assert (await client.hear()).startswith("250 2.1.5")
         assert (await client.hear()).startswith("550 5.1.1 <nobody@")
         await until(lambda: "slow2" in directories.asked)
-        directories.asked["slow2"].set_result(Finding.ABSENT)
+        directories.asked["slow2"].set_result(ANSWERS[Finding.ABSENT])
         assert (await client.hear()).startswith("550 5.1.1 <slow2@")
         assert (await client.hear()).startswith("250 2.1.5")
         assert (await client.hear()).startswith("354")
@@ -117,7 +118,7 @@ async def test_half_closed_client_hears_a_late_verdict() -> None:
         client.writer.write_eof()
         session = next(iter(keeper.sessions))
         await until(lambda: session._unread)
-        directories.asked["slow"].set_result(Finding.VOUCHED)
+        directories.asked["slow"].set_result(ANSWERS[Finding.VOUCHED])
         assert b"queued as" in await client.reader.read()
     assert await stored(spool) == 1
 
@@ -202,7 +203,7 @@ async def test_sending_ahead_is_bounded() -> None:
         await until(lambda: session._stalled)
         assert session._session.buffered_bytes < 1 << 20
         assert session._judging is not None
-        directories.asked["slow"].set_result(Finding.VOUCHED)
+        directories.asked["slow"].set_result(ANSWERS[Finding.VOUCHED])
         assert (await client.hear()).startswith("250 2.1.5")
         assert (await client.hear()).startswith("250 2.0.0")
         await until(lambda: not session._stalled)
@@ -345,3 +346,45 @@ async def test_who_stands_between() -> None:
         assert next(iter(keeper.sessions))._messages == 0
     assert taps[0].seen == ["a@b.example", "c", b"x\r\n"]
     assert await stored(spool) == 0
+
+
+async def test_a_client_that_goes_on_guessing_is_sent_away() -> None:
+    """Whose network has guessed too much hears 451 three times, then one 421 and the end."""
+    spool = MemorySpool()
+    directories, reception = make_held(spool)
+    withheld = Answer(finding=Finding.UNKNOWN, withheld="guessed")
+    async with open_door(spool, reception=reception) as (keeper, port), talk(port) as client:
+        await to_rcpt(client)
+        for number in range(4):
+            client.writer.write(b"RCPT TO:<slow%d@example.com>\r\n" % number)
+            await until(lambda number=number: f"slow{number}" in directories.asked)  # type: ignore[misc]
+            directories.asked[f"slow{number}"].set_result(withheld)
+            reply = await client.hear()
+            assert reply.startswith("451 4.7.1" if number < 3 else "421 4.7.0")
+        assert await client.reader.read() == b""
+        await until(lambda: not keeper.sessions)
+
+
+async def test_a_held_recipient_is_stored_on_hold() -> None:
+    """A recipient nobody vouches for yet gets its 250 and waits on hold, the other is queued."""
+    spool = MemorySpool()
+
+    class Unsure(DictDirectories):
+        def find(self, domain: str, local_part: str, network: str = "") -> Answer:
+            if local_part == "who":
+                return Answer(finding=Finding.ABSENT, stale=True, when_stale="hold")
+            return super().find(domain, local_part)
+
+    reception = make_reception(spool, directories=Unsure(), when_unknown=WhenUnknown.HOLD)
+    async with open_door(spool, reception=reception) as (_, port), talk(port) as client:
+        await to_rcpt(client)
+        for address in ("who", "alice"):
+            reply = await client.say(f"RCPT TO:<{address}@example.com>")
+            assert reply == "250 2.1.5 Ok\r\n"
+        assert (await client.say("DATA")).startswith("354")
+        assert (await client.say("x\r\n.")).startswith("250")
+    (message,) = await spool.list_messages(Selection(), after=None, limit=2)
+    assert [(row.address, row.state, row.reason) for row in message.recipients] == [
+        ("who@example.com", State.HELD, UNVOUCHED),
+        ("alice@example.com", State.QUEUED, ""),
+    ]

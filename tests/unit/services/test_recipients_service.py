@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.directory import finding_in, finding_of
 from posthouse import observe
 from posthouse.ports import Finding
 from posthouse.services.recipients import Directories, Publisher
@@ -58,7 +59,7 @@ class Node:
         )
 
     def find(self, local_part: str) -> Finding:
-        return Directories(self.indexes, ["example.com"]).find("example.com", local_part)
+        return finding_in(Directories(self.indexes, ["example.com"]), "example.com", local_part)
 
     def problem(self) -> object:
         """What the publisher says; workers must say the same."""
@@ -239,10 +240,10 @@ async def test_sources_can_be_changed(node: Node, tmp_path: Path) -> None:
     node.publisher.set_sources({"example.com": str(node.source), "example.net": str(other)})
     await node.publisher.refresh()
     directories.set_domains(["example.com", "example.net"])
-    assert directories.find("example.net", "bob") is Finding.VOUCHED
-    assert directories.find("example.com", "alice") is Finding.VOUCHED
+    assert finding_in(directories, "example.net", "bob") is Finding.VOUCHED
+    assert finding_in(directories, "example.com", "alice") is Finding.VOUCHED
     directories.set_domains(["example.net"])
-    assert directories.find("example.com", "alice") is Finding.UNKNOWN
+    assert finding_in(directories, "example.com", "alice") is Finding.UNKNOWN
 
 
 async def test_directories_swap_a_replaced_list(node: Node) -> None:
@@ -257,10 +258,10 @@ async def test_directories_swap_a_replaced_list(node: Node) -> None:
     node.source.write_text("bob\n")
     await node.publisher.refresh()
     await looks.let(2)
-    assert directories.find("example.com", "bob") is Finding.VOUCHED
-    assert directories.find("example.com", "alice") is Finding.ABSENT
-    assert held.find("alice") is Finding.VOUCHED
-    assert directories.find("example.net", "bob") is Finding.UNKNOWN
+    assert finding_in(directories, "example.com", "bob") is Finding.VOUCHED
+    assert finding_in(directories, "example.com", "alice") is Finding.ABSENT
+    assert finding_of(held, "alice") is Finding.VOUCHED
+    assert finding_in(directories, "example.net", "bob") is Finding.UNKNOWN
     assert directories.describe()["example.com"]["entries"] == 1
     assert directories.describe()["example.net"]["problem"] == "no list loaded"
     task.cancel()
@@ -278,7 +279,7 @@ async def test_directories_keep_what_they_have(node: Node, tmp_path: Path) -> No
     os.replace(fresh, index)
     directories.refresh()
     directories.refresh()
-    assert directories.find("example.com", "alice") is Finding.VOUCHED
+    assert finding_in(directories, "example.com", "alice") is Finding.VOUCHED
     assert node.alerts() == ["example.com: its index is damaged"]
 
 
@@ -287,11 +288,11 @@ async def test_domain_that_lost_its_list_is_unknown(node: Node, tmp_path: Path) 
     node.source.write_text("alice\n")
     await node.publisher.refresh()
     directories = Directories(node.indexes, ["example.com"])
-    assert directories.find("example.com", "alice") is Finding.VOUCHED
+    assert finding_in(directories, "example.com", "alice") is Finding.VOUCHED
     node.publisher.set_sources({})
     await node.publisher.refresh()
     directories.refresh()
-    assert directories.find("example.com", "alice") is Finding.UNKNOWN
+    assert finding_in(directories, "example.com", "alice") is Finding.UNKNOWN
     assert list((tmp_path / "recipients").iterdir()) == []
 
 

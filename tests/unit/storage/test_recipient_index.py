@@ -36,9 +36,9 @@ def test_finds_all_and_no_other(tmp_path: Path, count: int) -> None:
     """Whatever the size, read or mapped: the listed are found, others are not."""
     texts = [f"user{number}" for number in range(count)]
     directory = build(tmp_path / "i", texts)
-    assert all(directory.find(text) is Finding.VOUCHED for text in texts)
-    assert all(directory.find(f"{text}x") is Finding.ABSENT for text in texts[:500])
-    assert directory.find("nobody") is Finding.ABSENT
+    assert all(directory.find(text).finding is Finding.VOUCHED for text in texts)
+    assert all(directory.find(f"{text}x").finding is Finding.ABSENT for text in texts[:500])
+    assert directory.find("nobody").finding is Finding.ABSENT
     assert directory.facts.entries == count
     assert directory.verify()
 
@@ -66,11 +66,11 @@ def test_digest_across_two_others_is_no_hit(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: -2 * DIGEST_BYTES] + seam)
     forged = IndexDirectory(path)
-    assert forged.find("wanted") is Finding.ABSENT
+    assert forged.find("wanted").finding is Finding.ABSENT
     assert not forged.verify()
     # … and a true one behind the seam is still found.
     path.write_bytes(data[: -2 * DIGEST_BYTES] + wanted[1:] + b"\0" + wanted)
-    assert IndexDirectory(path).find("wanted") is Finding.VOUCHED
+    assert IndexDirectory(path).find("wanted").finding is Finding.VOUCHED
 
 
 def test_describes_itself(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_stays_whole_when_replaced(tmp_path: Path) -> None:
     path = tmp_path / "i"
     old = build(path, [f"user{number}" for number in range(20_000)])
     new = build(path, ["other"])
-    assert old.find("user7") is Finding.VOUCHED
-    assert new.find("user7") is Finding.ABSENT
+    assert old.find("user7").finding is Finding.VOUCHED
+    assert new.find("user7").finding is Finding.ABSENT
     assert os.listdir(tmp_path) == ["i"]
 
 
@@ -122,7 +122,7 @@ def test_any_damaged_octet_is_noticed(tmp_path: Path) -> None:
             directory = IndexDirectory(path)
         except StorageBroken:
             continue
-        assert directory.find("a") in Finding
+        assert directory.find("a").finding in Finding
         padding += directory.verify()
     assert padding < DIGEST_BYTES  # zeros behind the header hold nothing
 
