@@ -153,3 +153,10 @@ def unquote_local_part(local: str) -> str:
     if _DOT_STRING.match(local) is None and _LOOSE_DOTS.match(local) is None:
         raise AddressError("bad local part")
     return local
+
+
+def quote_local_part(content: str) -> str:
+    """Spell the content of a local part: as it is where that is possible, else quoted."""
+    if _LOOSE_DOTS.match(content) is not None:
+        return content
+    return '"' + content.replace("\\", "\\\\").replace('"', '\\"') + '"'
