@@ -15,12 +15,14 @@ from typing import Protocol
 
 import msgspec
 
-from posthouse.domain.agreement import AgreementView, End, Standing, State
+from posthouse.domain.agreement import AgreementView, End, RosterFacts, Standing, State
 from posthouse.domain.recipients import Fold
 from posthouse.mail.credentials import Credentials
 from posthouse.mail.recipes import (
+    Actor,
     AgreementRequest,
     Completion,
+    Holder,
     PolicyRequest,
     PolicySettings,
     RecipeResult,
@@ -217,10 +219,13 @@ class ForwarderBook(Protocol):
     async def find_agreement(self, agreement_id: str) -> ForwarderEntry | None: ...
 
     async def due(self, domain: str, now_us: int, limit: int) -> Sequence[ForwarderEntry]:
-        """Entries of the domain whose due_us has come, oldest first."""
+        """Entries of the domain whose due_us has come, oldest first; not those that ended."""
 
     async def next_due(self) -> Mapping[str, int]:
-        """Every domain with a due_us → the earliest."""
+        """Every domain with something `due` → the earliest. Costs by domains, not by entries."""
+
+    async def ended(self, limit: int) -> Sequence[ForwarderEntry]:
+        """Entries that ended and have a due_us: their queued mail is still to be held."""
 
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int
@@ -254,6 +259,7 @@ class GrantState(enum.IntEnum):
     AGREED = 3
     REFUSED = 4
     ENDED = 5
+    ENDING = 6  # ended, and the forwarder is still to be told
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,7 +268,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     mailbox: canonical text. one_time, password, used: hashes; `used` is the password that
     the one in force replaced, so that a repeat of the completion is recognised.
     wrong, wrong_since_us: wrong passwords since. evidence_us: when the forwarder had its
-    first message. told_ended: the forwarder knows that it ended.
+    first message. asked: pending answers given so far.
     """
 
     forwarder_id: str
@@ -288,7 +294,6 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     wrong: int = 0
     wrong_since_us: int = 0
     asked: int = 0
-    told_ended: bool = True
 
     def __repr__(self) -> str:
         return f"Grant({self.agreement_id} for {self.mailbox}, {self.state.name})"  # no secrets
@@ -366,3 +371,42 @@ class PolicyCalls(Protocol):
         self, party: str, url: str, document: PolicyRequest
     ) -> PolicySettings | Refusal:
         """Get or set at the forwarder `party`. A URL outside its base is FORBIDDEN, uncalled."""
+
+
+# --------------------------------------------------------------------------- the forwarder's world
+
+
+class RosterWitness(Protocol):
+    """What the roster in force says, for the forwarder. Of domains that are paired."""
+
+    def facts(self, domain: str) -> RosterFacts | None:
+        """The roster in force; None when the domain has none."""
+
+    def fold(self, domain: str) -> Fold | None:
+        """How its primary reads a local part; None without a roster."""
+
+    async def testify(self, domain: str, local: str) -> bool | None:
+        """Whether the roster vouches for the content of a local part, or refuses it.
+
+        Digest, catch_all and accepting rules: True; absent and rejecting rules: False. None
+        when it has no say: a trap, a deferring rule, no roster, no answer to be had now.
+        """
+
+
+class QueueHolder(Protocol):
+    """Puts mail on hold in every shard of the node, running workers included."""
+
+    async def hold(self, domain: str, addresses: Sequence[str]) -> int:
+        """Hold (move h) what is queued for these addresses; returns the number of recipients.
+
+        Nothing is bounced. Raises StorageError when a worker cannot be reached: try again.
+        """
+
+
+class HoldersBelow(Protocol):
+    """Who stores an address below us: those we have granted an agreement to."""
+
+    async def find_holders(
+        self, mailbox: str, actor: Actor, visited: Sequence[str] = ()
+    ) -> tuple[Holder, ...]:
+        """visited: parties asked before, ourselves at their end. Raises StorageError."""

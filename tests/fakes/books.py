@@ -20,6 +20,7 @@ from posthouse.ports_agreements import (
 )
 
 UNTOLD = Fold(delimiters="")
+Entries = list[ForwarderEntry]
 
 
 class MemoryForwarderBook:
@@ -76,15 +77,17 @@ class MemoryForwarderBook:
         return self._one(lambda entry: entry.agreement_id == agreement_id != "")
 
     async def due(self, domain: str, now_us: int, limit: int) -> Sequence[ForwarderEntry]:
-        due = [e for e in self.entries.values() if e.due_us is not None and e.due_us <= now_us]
-        return sorted((e for e in due if e.domain == domain), key=_due)[:limit]
+        due = [e for e in self._waiting(ended=False) if e.domain == domain and _due(e) <= now_us]
+        return due[:limit]
 
     async def next_due(self) -> Mapping[str, int]:
         found: dict[str, int] = {}
-        for entry in self.entries.values():
-            if entry.due_us is not None:
-                found[entry.domain] = min(found.get(entry.domain, entry.due_us), entry.due_us)
+        for entry in self._waiting(ended=False):
+            found.setdefault(entry.domain, _due(entry))
         return found
+
+    async def ended(self, limit: int) -> Sequence[ForwarderEntry]:
+        return self._waiting(ended=True)[:limit]
 
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int
@@ -141,6 +144,16 @@ class MemoryForwarderBook:
         return None
 
     # ------------------------------------------------------------------
+
+    def _waiting(self, *, ended: bool) -> Entries:
+        return sorted(
+            (
+                entry
+                for entry in self.entries.values()
+                if entry.due_us is not None and (entry.standing.state is State.ENDED) is ended
+            ),
+            key=_due,
+        )
 
     def _keep(self, fresh: dict[str, ForwarderEntry]) -> None:
         self.entries = fresh

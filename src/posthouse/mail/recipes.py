@@ -148,9 +148,11 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
 class Denial(enum.Enum):
     """Why a request is refused whole, with the HTTP status of PROTOCOL.md §0."""
 
+    MALFORMED = 400
     FORBIDDEN = 403
     NOT_FOUND = 404
     CONFLICT = 409
+    TOO_LARGE = 413
     UNPROCESSABLE = 422
     TOO_MANY = 429
     UNAVAILABLE = 503

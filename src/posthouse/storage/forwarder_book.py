@@ -45,7 +45,9 @@ CREATE TABLE entry (
     view BLOB NOT NULL,
     document BLOB NOT NULL
 );
-CREATE INDEX due ON entry (domain, due_us) WHERE due_us IS NOT NULL;
+CREATE INDEX due ON entry (domain, due_us) WHERE due_us IS NOT NULL AND state <> 6;
+CREATE INDEX ended ON entry (due_us) WHERE due_us IS NOT NULL AND state = 6;
+CREATE INDEX state ON entry (domain, state);
 CREATE INDEX behind ON entry (domain, asked_serial);
 CREATE UNIQUE INDEX recipe ON entry (recipe_id) WHERE recipe_id <> '';
 CREATE INDEX agreement ON entry (agreement_id) WHERE agreement_id <> '';
@@ -72,6 +74,11 @@ INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (canonical) DO UPDATE
     recipe_id = excluded.recipe_id, agreement_id = excluded.agreement_id,
     asked_serial = max(asked_serial, excluded.asked_serial),
     view = excluded.view, document = excluded.document
+"""
+
+_NEXT_DUE: Final = """
+SELECT domain, due_us FROM entry WHERE due_us IS NOT NULL AND state <> 6 AND domain > ?
+ORDER BY domain, due_us LIMIT 1
 """
 
 _encode = msgspec.json.Encoder().encode
@@ -191,20 +198,29 @@ class SqliteForwarderBook:
     async def due(self, domain: str, now_us: int, limit: int) -> Sequence[ForwarderEntry]:
         """Entries of the domain whose due_us has come, oldest first."""
         return await self._many(
-            "domain = ? AND due_us <= ? ORDER BY due_us LIMIT ?", (domain, now_us, limit)
+            "domain = ? AND due_us <= ? AND due_us IS NOT NULL AND state <> 6 "
+            "ORDER BY due_us LIMIT ?",
+            (domain, now_us, limit),
         )
 
     async def next_due(self) -> Mapping[str, int]:
-        """Every domain with a due_us → the earliest."""
+        """Every domain with something `due` → the earliest, by skipping through the index."""
 
         def work(connection: apsw.Connection) -> dict[str, int]:
-            return dict(
-                connection.execute(
-                    "SELECT domain, min(due_us) FROM entry WHERE due_us IS NOT NULL GROUP BY domain"
-                )
-            )
+            found: dict[str, int] = {}
+            after = ""
+            while row := connection.execute(_NEXT_DUE, (after,)).fetchone():
+                after = row[0]
+                found[after] = row[1]
+            return found
 
         return await self._file.read(work)
+
+    async def ended(self, limit: int) -> Sequence[ForwarderEntry]:
+        """Entries that ended and whose queued mail is still to be held."""
+        return await self._many(
+            "due_us IS NOT NULL AND state = 6 ORDER BY due_us LIMIT ?", (limit,)
+        )
 
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int
