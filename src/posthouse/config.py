@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posthouse.config_checks import Findings, check_whole
+from posthouse.config_checks_peers import check_https, check_primaries
 from posthouse.config_locator import locate_keys
 from posthouse.config_reading import parse_toml, read_text_file
 from posthouse.config_schema import (
@@ -26,6 +27,7 @@ from posthouse.config_schema import (
     SmtpConfig,
     SpoolConfig,
 )
+from posthouse.config_schema_peers import HttpsConfig, PairedPrimaryConfig
 from posthouse.errors import ConfigError
 
 
@@ -61,8 +63,11 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
         if name and name not in LAYOUT.arrays
     }
     domains = LAYOUT.read_tables("domain", table, findings, required=True)
-    _resolve_paths(file.parent, top, sections, domains)
+    primaries = LAYOUT.read_tables("primary", table, findings, required=False)
+    _resolve_paths(file.parent, top, sections, domains, primaries)
     check_whole(top, sections, domains, findings)
+    check_https(sections["https"], sections["smtp"], findings)
+    check_primaries(primaries, findings)
     if findings.mistakes:
         return None
     config = Config(
@@ -72,7 +77,9 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
         dns=DnsConfig(**sections["dns"]),
         log=LogConfig(**sections["log"]),
         spool=SpoolConfig(**sections["spool"]),
+        https=HttpsConfig(**sections["https"]),
         domains=tuple(DomainConfig(**domain) for domain in domains),
+        primaries=tuple(PairedPrimaryConfig(**primary) for primary in primaries),
         **top,
     )
     return dataclasses.replace(config, warnings=findings.sorted_warnings())
@@ -83,6 +90,7 @@ def _resolve_paths(
     top: dict[str, Any],
     sections: dict[str, dict[str, Any]],
     domains: list[dict[str, Any]],
+    primaries: list[dict[str, Any]],
 ) -> None:
     """Make paths absolute; relative ones start where the file is."""
     for holder, name in (
@@ -90,7 +98,10 @@ def _resolve_paths(
         (sections["smtp"], "certificate"),
         (sections["smtp"], "private_key"),
         (sections["relay"], "ca_file"),
+        (sections["https"], "certificate"),
+        (sections["https"], "private_key"),
         *((domain, "recipients") for domain in domains),
+        *((primary, name) for primary in primaries for name in ("pairing", "own")),
     ):
         if holder[name] is not None:
             holder[name] = base / holder[name]

@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from posthouse.config_reading import NONE, REQUIRED, Absent, Key, Layout
+from posthouse.config_schema_peers import (
+    HTTPS_KEYS,
+    PRIMARY_KEYS,
+    HttpsConfig,
+    PairedPrimaryConfig,
+)
 from posthouse.config_values import (
     Endpoint,
     FixedHop,
@@ -129,7 +135,9 @@ class Config:
     dns: DnsConfig
     log: LogConfig
     spool: SpoolConfig
+    https: HttpsConfig
     domains: tuple[DomainConfig, ...]
+    primaries: tuple[PairedPrimaryConfig, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -426,11 +434,15 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "dns": _DNS,
     "log": _LOG,
     "spool": _SPOOL,
+    "https": HTTPS_KEYS,
     "domain": _DOMAIN,
+    "primary": PRIMARY_KEYS,
 }
 
 
-LAYOUT: Final = Layout(sections=SECTIONS, arrays=("domain",), manual="docs/configuration.md")
+LAYOUT: Final = Layout(
+    sections=SECTIONS, arrays=("domain", "primary"), manual="docs/configuration.md"
+)
 
 
 def show_default(key: Key) -> str:

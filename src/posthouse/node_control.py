@@ -6,7 +6,7 @@ from pathlib import Path
 
 from posthouse import node_settings
 from posthouse.config_schema import Config
-from posthouse.node_process import Process, clock_us, run_in_loop
+from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.services.recipients import Publisher
 from posthouse.storage.recipient_lists import RecipientIndexes
 from posthouse.supervisor import Heartbeat
@@ -31,7 +31,7 @@ async def _control(config: Config, heartbeat: Heartbeat) -> int:
         publisher.set_sources(node_settings.make_sources(new))
         await publisher.refresh()
 
-    process = Process(config, heartbeat, reload)
+    process = Process(config, heartbeat, reload, read=read_again)
     await publisher.refresh()
     process.keep(publisher.run(), "watching recipient files")
     process.serve()

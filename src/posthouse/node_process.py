@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from posthouse import observe
 from posthouse.config import load
-from posthouse.config_schema import Config
+from posthouse.config_schema import Config, LogConfig
 from posthouse.errors import PosthouseError
 from posthouse.node_user import acting_as, hand_over_file
 from posthouse.supervisor import Heartbeat
@@ -50,14 +50,38 @@ def find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-class Process:
-    """One process; made inside its event loop. `reload` puts a new configuration in force."""
+class Configured(Protocol):
+    """What a process needs of its configuration, be it a node's or a primary's."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def hostname(self) -> str: ...
+    @property
+    def log(self) -> LogConfig: ...
+
+
+C = TypeVar("C", bound=Configured)
+
+
+def read_again(file: Path) -> Config:
+    """Read posthouse.toml as a running node does."""
+    return load(file, lists_may_wait=True)
+
+
+class Process(Generic[C]):
+    """One process; made inside its event loop. `reload` puts a new configuration in force.
+
+    read: how the configuration is read again, in a thread.
+    """
 
     def __init__(
         self,
-        config: Config,
+        config: C,
         heartbeat: Heartbeat,
-        reload: Callable[[Config], Awaitable[None]],
+        reload: Callable[[C], Awaitable[None]],
+        *,
+        read: Callable[[Path], C],
     ) -> None:
         self.config = config
         self.stopping = asyncio.Event()
@@ -66,6 +90,7 @@ class Process:
         self._serves = False
         self._heartbeat = heartbeat
         self._reload = reload
+        self._read = read
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False
@@ -134,7 +159,7 @@ class Process:
 
     async def _read_again(self) -> None:
         try:
-            config = await asyncio.to_thread(load, self.config.file, lists_may_wait=True)
+            config = await asyncio.to_thread(self._read, self.config.file)
             configure_log(config)
             await self._reload(config)
             self.config = config
@@ -164,7 +189,7 @@ def _stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-def configure_log(config: Config, *, account: pwd.struct_passwd | None = None) -> None:
+def configure_log(config: Configured, *, account: pwd.struct_passwd | None = None) -> None:
     """Open the log (again). Falls back to stderr and says so: a full or lost disk stops no mail.
 
     account: who gets a fresh log file, for root before it steps down. The file is

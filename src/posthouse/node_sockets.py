@@ -55,9 +55,12 @@ def _name(listener: socket.socket) -> str:
     return os.fsdecode(name)
 
 
-def open_listeners(endpoints: Sequence[Endpoint], workers: int) -> Listeners:
+def open_listeners(
+    endpoints: Sequence[Endpoint], workers: int, *, key: str = "smtp.listen"
+) -> Listeners:
     """Take systemd's sockets, or bind one for each worker and endpoint.
 
+    key: of the configuration, for mistakes.
     Raises ConfigError naming every address that cannot be bound.
     """
     handed = take_systemd_sockets()
@@ -75,7 +78,7 @@ def open_listeners(endpoints: Sequence[Endpoint], workers: int) -> Listeners:
                 row.append(listener)
                 port = listener.getsockname()[1]  # a port the system chose is shared by all
         except OSError as error:
-            mistakes.append(f"smtp.listen: cannot listen on {endpoint}: {_explain(error)}")
+            mistakes.append(f"{key}: cannot listen on {endpoint}: {_explain(error)}")
     listeners = Listeners(rows)
     if mistakes:
         listeners.close()

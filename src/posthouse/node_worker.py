@@ -25,7 +25,7 @@ from posthouse.interfaces.control import ControlDesk, ControlDoor
 from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
 from posthouse.interfaces.smtp_door import Doorkeeper
 from posthouse.node_control import lists_directory
-from posthouse.node_process import Process, clock_us, run_in_loop
+from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.node_sockets import BACKLOG
 from posthouse.node_spools import close_spools, open_spool, shards_of_worker
 from posthouse.node_turnaway import TurnAway
@@ -101,7 +101,7 @@ class Worker:
         workers: int,
         listeners: Sequence[socket.socket],
     ) -> None:
-        self.process = Process(config, heartbeat, self._reload)
+        self.process = Process(config, heartbeat, self._reload, read=read_again)
         self._index = index
         self._workers = workers
         self._listeners = listeners

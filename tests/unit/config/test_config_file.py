@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from fakes.pairs import write_pairs
 from posthouse.config import load
 from posthouse.config_schema import SECTIONS, format_reference
 from posthouse.errors import ConfigError
@@ -67,7 +68,7 @@ MISTAKES = [
     ("max_errors = 5\n" + SMALLEST, "1: max_errors: unknown key; it belongs below [smtp]"),
     ("keepfor = 5\n" + SMALLEST, "1: keepfor: unknown key; did you mean keep_for, below [[domain]]?"),
     ("[smpt]\n" + SMALLEST, "1: smpt: unknown table; did you mean smtp?"),
-    (SMALLEST + "[https]\nlisten = []\n", "4: https: unknown table; "),
+    (SMALLEST + "[web]\nlisten = []\n", "4: web: unknown table; "),
     ('user = "no-such-user"\n' + SMALLEST, "1: user: there is no user no-such-user; create it"),
     ("zzz = 1\n" + SMALLEST, "1: zzz: unknown key; remove it"),
     (SMALLEST.replace("[[domain]]", "[domain]"), "2: domain: is not a list of tables"),
@@ -208,6 +209,7 @@ def test_the_annotated_example_is_valid_and_whole(tmp_path: Path) -> None:
     issued.private_key_pem.write_to_path(tmp_path / "privkey.pem")
     loud = loud.replace("/etc/ssl/certs/ca-certificates.crt", str(tmp_path / "fullchain.pem"))
     (tmp_path / "example.com.recipients").write_text("bob\n")
+    write_pairs(tmp_path / "pairs", "example.com", "mx2.example.net")
     load(write(tmp_path, loud))
     for section, keys in SECTIONS.items():
         for key in keys:
