@@ -28,6 +28,7 @@ from posthouse.config_schema import (
     SpoolConfig,
 )
 from posthouse.config_schema_peers import HttpsConfig, PairedPrimaryConfig
+from posthouse.config_schema_pull import OdmrConfig, read_pulls
 from posthouse.errors import ConfigError
 
 
@@ -64,10 +65,12 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
     }
     domains = LAYOUT.read_tables("domain", table, findings, required=True)
     primaries = LAYOUT.read_tables("primary", table, findings, required=False)
-    _resolve_paths(file.parent, top, sections, domains, primaries)
+    pulls = LAYOUT.read_tables("pull", table, findings, required=False)
+    _resolve_paths(file.parent, top, sections, domains, [*primaries, *pulls])
     check_whole(top, sections, domains, findings)
     check_https(sections["https"], sections["smtp"], findings)
     check_primaries(primaries, findings)
+    fetched = read_pulls(pulls, sections["odmr"]["listen"], domains, findings)
     if findings.mistakes:
         return None
     config = Config(
@@ -80,6 +83,8 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
         https=HttpsConfig(**sections["https"]),
         domains=tuple(DomainConfig(**domain) for domain in domains),
         primaries=tuple(PairedPrimaryConfig(**primary) for primary in primaries),
+        odmr=OdmrConfig(**sections["odmr"]),
+        pulls=fetched,
         **top,
     )
     return dataclasses.replace(config, warnings=findings.sorted_warnings())
@@ -90,7 +95,7 @@ def _resolve_paths(
     top: dict[str, Any],
     sections: dict[str, dict[str, Any]],
     domains: list[dict[str, Any]],
-    primaries: list[dict[str, Any]],
+    others: list[dict[str, Any]],
 ) -> None:
     """Make paths absolute; relative ones start where the file is."""
     for holder, name in (
@@ -101,7 +106,7 @@ def _resolve_paths(
         (sections["https"], "certificate"),
         (sections["https"], "private_key"),
         *((domain, "recipients") for domain in domains),
-        *((primary, name) for primary in primaries for name in ("pairing", "own")),
+        *((o, name) for o in others for name in ("pairing", "own", "secret_file") if name in o),
     ):
         if holder[name] is not None:
             holder[name] = base / holder[name]

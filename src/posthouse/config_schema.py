@@ -20,6 +20,7 @@ from posthouse.config_schema_peers import (
     HttpsConfig,
     PairedPrimaryConfig,
 )
+from posthouse.config_schema_pull import ODMR_KEYS, PULL_KEYS, OdmrConfig, PullConfig
 from posthouse.config_values import (
     Endpoint,
     FixedHop,
@@ -117,6 +118,8 @@ class DomainConfig:
     keep_for: timedelta
     when_unknown: str
     client_info: str
+    standby: str
+    standby_patience: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +141,8 @@ class Config:
     https: HttpsConfig
     domains: tuple[DomainConfig, ...]
     primaries: tuple[PairedPrimaryConfig, ...] = ()
+    odmr: OdmrConfig
+    pulls: tuple[PullConfig, ...]
     warnings: tuple[str, ...] = ()
 
 
@@ -397,7 +402,7 @@ _DOMAIN = (
         read_next_hop,
         "mx",
         '"mx": the more preferred MX hosts of the domain; or a list of `smtp://host[:port]`, '
-        "tried in order.",
+        'tried in order; or "pull": it fetches them with ATRN (`[[pull]]`).',
     ),
     _key(
         "recipients",
@@ -425,6 +430,20 @@ _DOMAIN = (
         "auto",
         "How the primary is told of the real client. In this version: by our `Received` line.",
     ),
+    _key(
+        "standby",
+        read_choice("relay", "defer", "proxy"),
+        "relay",
+        "While the primary is up: accept and pass on; or 451 4.3.2 until a client plainly cannot "
+        "reach it; or have it answer itself, through us, within the session.",
+    ),
+    _key(
+        "standby_patience",
+        read_count(1, 1000),
+        3,
+        'With "defer": how often the same sender and recipient are turned away, over 15 minutes '
+        "at least, before they are accepted.",
+    ),
 )
 
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
@@ -437,11 +456,13 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "https": HTTPS_KEYS,
     "domain": _DOMAIN,
     "primary": PRIMARY_KEYS,
+    "odmr": ODMR_KEYS,
+    "pull": PULL_KEYS,
 }
 
 
 LAYOUT: Final = Layout(
-    sections=SECTIONS, arrays=("domain", "primary"), manual="docs/configuration.md"
+    sections=SECTIONS, arrays=("domain", "primary", "pull"), manual="docs/configuration.md"
 )
 
 

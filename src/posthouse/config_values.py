@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from posthouse.errors import AddressError
@@ -333,10 +333,16 @@ def read_fixed_hop(value: Any) -> FixedHop:
 _read_hops = read_distinct(read_fixed_hop, empty=False)
 
 
+PULL: Final = (FixedHop(host="pull", port=0),)
+"""`next_hop = "pull"`: the primary fetches its mail (ATRN)."""
+
+
 def read_next_hop(value: Any) -> tuple[FixedHop, ...]:
-    """ "mx" → (); a list of URIs, tried in order; one URI stands for a list of one."""
+    """ "mx" → (); "pull" → PULL; a list of URIs, tried in order; one URI is a list of one."""
     if value == "mx":
         return ()
+    if value == "pull":
+        return PULL
     if isinstance(value, str) and "://" in value:
         return (read_fixed_hop(value),)
     if not isinstance(value, list):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from posthouse import observe
+from posthouse.domain.nexthop import pull_socket_name
 from posthouse.errors import NextHopFailure
 from posthouse.interfaces.control import bind_unix_socket
 from posthouse.interfaces.odmr_door import Line
@@ -44,11 +44,6 @@ _LOOK_SECONDS: Final = 0.25
 _LARGEST: Final = 1 << 32
 
 Count = Callable[[Collection[str]], Awaitable[int | None]]
-
-
-def pull_socket(run: Path, domain: str) -> Path:
-    """Where the relays find whoever fetches the mail of `domain`; names of constant length."""
-    return run / f"atrn-{hashlib.blake2b(domain.encode(), digest_size=8).hexdigest()}.sock"
 
 
 def make_challenge(hostname: str) -> str:
@@ -184,7 +179,7 @@ class Turns:
         stack.push_async_callback(keeper.leave, 0)
         loop = asyncio.get_running_loop()
         for domain in domains:
-            path = pull_socket(self._run, domain)
+            path = self._run / pull_socket_name(domain)
             server = await loop.create_unix_server(keeper.make_session, sock=bind_unix_socket(path))
             stack.callback(path.unlink, missing_ok=True)
             stack.callback(server.close)

@@ -15,12 +15,15 @@ from ipaddress import ip_address
 from typing import Final
 
 from posthouse.config_schema import Config
-from posthouse.domain.nexthop import HostPort
+from posthouse.config_values import PULL
+from posthouse.domain.nexthop import HostPort, pull_socket_name
+from posthouse.domain.standby import Standby
 from posthouse.domain.verdict import WhenUnknown
 from posthouse.interfaces.smtp_door import DoorSettings
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.reception import ReceptionSettings
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
+from posthouse.services.standby import StandbyRule
 from posthouse.transports.smtp_out import OutSettings
 
 # Open files of a worker beyond its sessions: relay, spool, logs.
@@ -86,11 +89,23 @@ def make_relay(config: Config, workers: int, listening: Iterable[tuple[str, int]
 
 def make_routes(config: Config) -> dict[str, RouteSettings]:
     """The next hop of every domain."""
+    run = config.data_dir / "run"
     return {
         domain.name: RouteSettings(
-            hops=tuple(HostPort(hop.host, hop.port) for hop in domain.next_hop)
+            hops=(HostPort(str(run / pull_socket_name(domain.name)), 0),)
+            if domain.next_hop == PULL
+            else tuple(HostPort(hop.host, hop.port) for hop in domain.next_hop)
         )
         for domain in config.domains
+    }
+
+
+def make_standby(config: Config) -> dict[str, StandbyRule]:
+    """The domains that are not simply relayed while their primary is up."""
+    return {
+        domain.name: StandbyRule(mode=Standby(domain.standby), patience=domain.standby_patience)
+        for domain in config.domains
+        if domain.standby != "relay"
     }
 
 

@@ -6,6 +6,7 @@ business of `posthouse.domain.drain`.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -73,6 +74,11 @@ def parse_next_hop(text: str) -> HostPort:
     if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
         raise ValueError(f"{text!r}: {port!r} is not a port (1 to 65535)")
     return HostPort(host, int(port))
+
+
+def pull_socket_name(domain: str) -> str:
+    """Name the unix socket where whoever fetches the mail of `domain` is found; constant length."""
+    return f"atrn-{hashlib.blake2b(domain.encode(), digest_size=8).hexdigest()}.sock"
 
 
 def next_hop_key(domain: str, hops: Iterable[HostPort]) -> str:

@@ -210,6 +210,8 @@ def test_the_annotated_example_is_valid_and_whole(tmp_path: Path) -> None:
     loud = loud.replace("/etc/ssl/certs/ca-certificates.crt", str(tmp_path / "fullchain.pem"))
     (tmp_path / "example.com.recipients").write_text("bob\n")
     write_pairs(tmp_path / "pairs", "example.com", "mx2.example.net")
+    loud = loud.replace("listen = []", 'listen = ["0.0.0.0:366"]')  # the [[pull]] wants it
+    (tmp_path / "example.secret").write_text("0123456789abcdef")
     load(write(tmp_path, loud))
     for section, keys in SECTIONS.items():
         for key in keys:

@@ -17,10 +17,11 @@ from fakes.open_door import until
 from fakes.scripted_peer import STALL, Answer, ScriptedPeer
 from fakes.stored_body import StoredBody
 from fakes.work_source import ListSource, make_transaction
+from posthouse.domain.nexthop import pull_socket_name
 from posthouse.errors import NextHopFailure
 from posthouse.interfaces.odmr_door import OdmrDesk, OdmrKeeper
 from posthouse.mail.reply import Reply
-from posthouse.node_odmr import Turns, pull_socket
+from posthouse.node_odmr import Turns
 from posthouse.ports import Body, Target
 from posthouse.ports_session import SessionFacts
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
@@ -44,7 +45,7 @@ class House:
     retried: list[str] = field(default_factory=list)
 
     def target(self, domain: str) -> Target:
-        path = str(pull_socket(self.run, domain))
+        path = str(self.run / pull_socket_name(domain))
         return Target(host=path, address=path, port=0)
 
 
@@ -225,7 +226,7 @@ async def test_one_line_a_user(tmp_path: Path) -> None:
             await first.log_in()
             await first.say("ATRN")
             spliced = asyncio.ensure_future(first.splice(primary.port))
-            await until(lambda: pull_socket(tmp_path, "example.com").exists())
+            await until(lambda: (tmp_path / pull_socket_name("example.com")).exists())
             async with dialling(h.port) as second:
                 await second.log_in()
                 assert (await second.say("ATRN")).startswith("450 4.2.1")
@@ -248,7 +249,7 @@ async def test_primary_lost_within_a_message(tmp_path: Path) -> None:
         await dialler.log_in()
         await dialler.say("ATRN example.com")
         spliced = asyncio.ensure_future(dialler.splice(primary.port))
-        await until(lambda: pull_socket(tmp_path, "example.com").exists())
+        await until(lambda: (tmp_path / pull_socket_name("example.com")).exists())
         connector = SmtpConnector(OutSettings(helo_name="mx2.example.net"), no_body)
         source = ListSource([make_transaction()])
         session = await connector.connect(h.target("example.com"), source)
