@@ -5,6 +5,7 @@
     PosthouseError                 public: for the peer; detail: for the log; temporary
     ├── ConfigError                one or more mistakes in a configuration file (exit 78)
     ├── SourceFailed               a source of addresses could not be read whole
+    ├── PublishRefused             a roster may not be published without the operator
     ├── StorageError               our own fault, always temporary for the peer
     │   ├── StorageFull            no room left: disk, quota, inodes
     │   ├── StorageBroken          a write, fsync or read failed
@@ -58,6 +59,12 @@ class SourceFailed(PosthouseError):
 
     `detail` names the source and, of a file, the line.
     """
+
+
+class PublishRefused(PosthouseError):
+    """A roster was made and held back: the operator must say that this is meant."""
+
+    temporary = False
 
 
 class StorageError(PosthouseError):

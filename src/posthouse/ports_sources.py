@@ -44,6 +44,9 @@ class AddressSource(Protocol):
     name: str
     """As the operator wrote it, without secrets."""
 
+    may_be_empty: bool
+    """The operator said that it may name nobody; else that is a failure."""
+
     def get_version(self) -> str:
         """Changes when the contents may have changed; costs next to nothing.
 

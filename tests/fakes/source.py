@@ -23,10 +23,12 @@ class ListSource:
         name: str = "list",
         version: str = "",
         rules: Iterable[RosterRule] = (),
+        may_be_empty: bool = False,
         while_reading: Callable[[], None] = lambda: None,
     ) -> None:
         self.addresses = list(addresses)
         self.name = name
+        self.may_be_empty = may_be_empty
         self.version = version
         self.rules = tuple(rules)
         self.failing = False

@@ -61,13 +61,16 @@ def _make_hmac(length: int, roster_key: bytes) -> Callable[[str], bytes]:
     return digest
 
 
-def _make_scrypt(scheme: ScryptDigest, roster_key: bytes) -> Callable[[str], bytes]:
+def make_stretch(scheme: ScryptDigest) -> Callable[[bytes], bytes]:
+    """Make the slow half of a digest: from the mac, 32 octets, to `scheme.length` octets.
+
+    Lets go of the interpreter while it computes.
+    """
     salt = decode_base64url(scheme.salt, SALT_BYTES)
     # OpenSSL wants room for V (n blocks), X and T (2) and B (p); its default stops at 32 MiB.
     memory = 128 * scheme.r * (scheme.n + scheme.p + 3)
 
-    def digest(text: str) -> bytes:
-        mac = hmac.digest(roster_key, text.encode("utf-8", "surrogatepass"), "sha256")
+    def stretch(mac: bytes) -> bytes:
         return hashlib.scrypt(
             mac,
             salt=salt,
@@ -77,5 +80,14 @@ def _make_scrypt(scheme: ScryptDigest, roster_key: bytes) -> Callable[[str], byt
             maxmem=memory,
             dklen=scheme.length,
         )
+
+    return stretch
+
+
+def _make_scrypt(scheme: ScryptDigest, roster_key: bytes) -> Callable[[str], bytes]:
+    stretch = make_stretch(scheme)
+
+    def digest(text: str) -> bytes:
+        return stretch(hmac.digest(roster_key, text.encode("utf-8", "surrogatepass"), "sha256"))
 
     return digest

@@ -21,6 +21,7 @@ class DovecotSource:
     def __init__(self, spec: DovecotSpec) -> None:
         self._spec = spec
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """Only reading tells."""

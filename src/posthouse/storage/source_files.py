@@ -29,6 +29,7 @@ class TextSource:
         self._spec = spec
         self._how = how
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """The state of the file."""
@@ -52,6 +53,7 @@ class CsvSource:
     def __init__(self, spec: CsvSpec) -> None:
         self._spec = spec
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """The state of the file."""
@@ -97,6 +99,7 @@ class PasswdSource:
     def __init__(self, spec: PasswdSpec) -> None:
         self._spec = spec
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """The state of both files."""

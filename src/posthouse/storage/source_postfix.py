@@ -39,6 +39,7 @@ class PostmapSource:
     def __init__(self, spec: PostmapSpec) -> None:
         self._spec = spec
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """The state of the index, or of the text where that is the table."""
@@ -67,6 +68,7 @@ class PatternsSource:
     def __init__(self, spec: PatternsSpec) -> None:
         self._spec = spec
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """The state of the file."""

@@ -25,6 +25,7 @@ class SqliteSource:
         self._spec = spec
         self._path = sqlite_path(spec.url)
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """The state of the database and of its write-ahead log."""

@@ -27,6 +27,7 @@ class LdapSource:
     def __init__(self, spec: LdapSpec) -> None:
         self._spec = spec
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """Only reading tells."""

@@ -30,6 +30,7 @@ class SqlSource:
     def __init__(self, spec: SqlSpec) -> None:
         self._spec = spec
         self.name = describe_source(spec)
+        self.may_be_empty = spec.may_be_empty
 
     def get_version(self) -> str:
         """Only reading tells."""
