@@ -29,7 +29,7 @@ from posthouse.ports_agreements import ForwarderBook, ForwarderEntry, GranterCal
 from posthouse.services import forwarder_moves as moves
 
 # Completions under way with one granter: each costs a round trip and a flush at both ends.
-CONCURRENT: Final = 32
+CONCURRENT: Final = 16
 # A refusal that is about us, not about a recipe: a person has to look.
 REFUSED_US_US: Final = 300_000_000
 # PROTOCOL.md §3: at most 1,000 new requests a minute per domain.
