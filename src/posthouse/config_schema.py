@@ -80,6 +80,10 @@ class RelayConfig:
     reply_timeout: timedelta
     idle_timeout: timedelta
     mx_port: int
+    drain_rate: int
+    surge_share: int
+    surge_window: int
+    surge_least: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +342,32 @@ _RELAY = (
         "How long an idle session to a next hop is kept for the next message. Postfix: 2s.",
     ),
     _key("mx_port", read_count(1, 65535), 25, "The port of hosts found by MX records."),
+    _key(
+        "drain_rate",
+        read_count(0, 1_000_000),
+        0,
+        "Messages a second to one next hop while it is drained after an outage, shared by the "
+        "workers; 0 = as many as it takes. For a primary that cannot be told to trust this host.",
+    ),
+    _key(
+        "surge_share",
+        read_count(1, 100),
+        20,
+        "Percent of the last `surge_window` replies of a drain: more permanent refusals stop it "
+        "until `posthouse drain resume`. What was refused is held.",
+    ),
+    _key(
+        "surge_window",
+        read_count(1, 10_000),
+        50,
+        "Replies of a drain that are looked at.",
+    ),
+    _key(
+        "surge_least",
+        read_count(1, 10_000),
+        5,
+        "Permanent refusals there must be among them at least.",
+    ),
 )
 
 _DNS = (

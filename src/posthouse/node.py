@@ -24,7 +24,7 @@ from posthouse.errors import ConfigError
 from posthouse.node_control import run_control
 from posthouse.node_process import configure_log, find_loop_factory
 from posthouse.node_settings import FILES_BESIDE
-from posthouse.node_sockets import Listeners, open_listeners, raise_file_limit
+from posthouse.node_sockets import Listeners, name_sockets, open_listeners, raise_file_limit
 from posthouse.node_user import (
     NodeLock,
     become,
@@ -81,7 +81,7 @@ class Node:
 
     def run(self) -> int:
         """Supervise until told to stop."""
-        for stale in self._run_dir.glob("worker-*.sock"):
+        for stale in self._run_dir.glob("*.sock"):
             stale.unlink()
         duties = [Duty(name="control", run=self._run_control)]
         for index in range(self._workers):
@@ -103,8 +103,9 @@ class Node:
             observe.note("master", "stopped")
 
     def _run_control(self, heartbeat: Heartbeat) -> int:
+        listening = name_sockets(self._listeners.by_worker[0])
         self._listeners.close()
-        return run_control(self._config, heartbeat)
+        return run_control(self._config, heartbeat, workers=self._workers, listening=listening)
 
     def _run_worker(self, index: int, heartbeat: Heartbeat) -> int:
         self._listeners.close_others(index)

@@ -1,11 +1,16 @@
-"""The control process: makes recipient lists from text files. If it dies, mail still flows."""
+"""The control process: recipient lists from text files, states of next hops.
+
+If it dies, mail still flows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from posthouse import node_settings
 from posthouse.config_schema import Config
+from posthouse.node_drain import NextHopDuty
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.services.recipients import Publisher
 from posthouse.storage.recipient_lists import RecipientIndexes
@@ -17,24 +22,36 @@ def lists_directory(data_dir: Path) -> Path:
     return data_dir / "recipients"
 
 
-def run_control(config: Config, heartbeat: Heartbeat) -> int:
-    """The duty of the control process: publish lists until SIGTERM."""
-    return run_in_loop(_control(config, heartbeat))
+def run_control(
+    config: Config,
+    heartbeat: Heartbeat,
+    *,
+    workers: int,
+    listening: Sequence[tuple[str, int]],
+) -> int:
+    """The duty of the control process until SIGTERM. listening: addresses of the SMTP door."""
+    return run_in_loop(_control(config, heartbeat, workers, listening))
 
 
-async def _control(config: Config, heartbeat: Heartbeat) -> int:
+async def _control(
+    config: Config, heartbeat: Heartbeat, workers: int, listening: Sequence[tuple[str, int]]
+) -> int:
     indexes = RecipientIndexes(lists_directory(config.data_dir))
     indexes.prepare()
     publisher = Publisher(indexes, node_settings.make_sources(config), now_us=clock_us)
 
     async def reload(new: Config) -> None:
+        next_hops.reload(new)
         publisher.set_sources(node_settings.make_sources(new))
         await publisher.refresh()
 
     process = Process(config, heartbeat, reload, read=read_again)
+    next_hops = NextHopDuty(config, workers=workers, listening=listening)
+    await next_hops.open(config)
     await publisher.refresh()
     process.keep(publisher.run(), "watching recipient files")
     process.serve()
     await process.stopping.wait()
     await process.end_tasks()
+    await next_hops.close()
     return 70 if process.failed else 0

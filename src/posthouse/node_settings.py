@@ -84,6 +84,10 @@ def make_relay(config: Config, workers: int, listening: Iterable[tuple[str, int]
         concurrency=share(relay.concurrency, workers),
         idle_seconds=relay.idle_timeout.total_seconds(),
         mx_port=relay.mx_port,
+        drain_rate=relay.drain_rate / workers,
+        surge_share=relay.surge_share / 100,
+        surge_window=relay.surge_window,
+        surge_least=relay.surge_least,
     )
 
 

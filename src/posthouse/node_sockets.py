@@ -55,6 +55,12 @@ def _name(listener: socket.socket) -> str:
     return os.fsdecode(name)
 
 
+def name_sockets(listeners: Sequence[socket.socket]) -> list[tuple[str, int]]:
+    """Addresses and ports; sockets of other families have none."""
+    names = [listener.getsockname() for listener in listeners]
+    return [(name[0], name[1]) for name in names if isinstance(name, tuple)]
+
+
 def open_listeners(
     endpoints: Sequence[Endpoint], workers: int, *, key: str = "smtp.listen"
 ) -> Listeners:

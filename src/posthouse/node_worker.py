@@ -25,17 +25,20 @@ from posthouse.interfaces.control import ControlDesk, ControlDoor
 from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
 from posthouse.interfaces.smtp_door import Doorkeeper
 from posthouse.node_control import lists_directory
+from posthouse.node_drain import drain_socket
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
-from posthouse.node_sockets import BACKLOG
+from posthouse.node_sockets import BACKLOG, name_sockets
 from posthouse.node_spools import close_spools, open_spool, shards_of_worker
 from posthouse.node_turnaway import TurnAway
-from posthouse.ports import Spool
+from posthouse.ports import Body, Spool
+from posthouse.services.nexthop_follow import SharedStates
 from posthouse.services.reception import Reception
 from posthouse.services.recipients import Directories
 from posthouse.services.relay import Relay
 from posthouse.services.sweeper import Sweeper
 from posthouse.storage.recipient_lists import RecipientIndexes
 from posthouse.supervisor import Heartbeat
+from posthouse.transports.drain_line import UnixDrainLine
 from posthouse.transports.resolver import DnsResolver
 from posthouse.transports.smtp_out import SmtpConnector
 from posthouse.transports.tls import TlsServer
@@ -113,6 +116,14 @@ class Worker:
             [str(server) for server in config.dns.servers] or None,
             lifetime_seconds=config.dns.timeout.total_seconds(),
         )
+        self._prober = SmtpConnector(node_settings.make_out(config), _no_body)
+        self.next_hops = SharedStates(
+            UnixDrainLine(drain_socket(config.data_dir)),
+            connector=self._prober,
+            resolver=self._resolver,
+            clock_us=clock_us,
+            dice=random.Random(),
+        )
         self._alerts: dict[str, AlertStatus] = {}
         self._serving = False
         self._unopened: list[int] = []
@@ -158,6 +169,8 @@ class Worker:
         await self._control.open(config.data_dir / "run" / f"worker-{self._index}.sock")
         await self._await_lists(lists_ready)
         self._keeper.start()
+        self._set_routes(config)
+        self.next_hops.start()
         for homeward in self._homeward:
             homeward.relay.start()
             homeward.sweeper.start()
@@ -266,6 +279,7 @@ class Worker:
             settings=node_settings.make_relay(config, self._workers, self._addresses()),
             clock_us=clock_us,
             dice=random.Random(),
+            authority=self.next_hops,
         )
         return _Homeward(spool, config, relay, out)
 
@@ -285,6 +299,8 @@ class Worker:
         if isinstance(trouble, BaseException):
             observe.trouble("master", "sessions did not end in good order", trouble)
         await asyncio.gather(*(one.stop(LAST_SECONDS) for one in self._homeward))
+        await self.next_hops.stop()
+        await self._prober.close()
         await self._control.close()
         await close_spools(self._spools)
         observe.gather_with(None)
@@ -299,6 +315,7 @@ class Worker:
         self._reception.reload(node_settings.make_reception(config))
         self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
         self._directories.set_domains([domain.name for domain in config.domains])
+        self._set_routes(config)
         settings = node_settings.make_relay(config, self._workers, self._addresses())
         for homeward in self._homeward:
             homeward.relay.reload(node_settings.make_routes(config), settings)
@@ -315,14 +332,17 @@ class Worker:
             self._keeper.tls = self._tls
         self._alerts.pop("tls", None)
 
+    def _set_routes(self, config: Config) -> None:
+        settings = node_settings.make_relay(config, self._workers, self._addresses())
+        self.next_hops.set_routes(node_settings.make_routes(config), settings)
+
     def _on_moved(self) -> None:
         for homeward in self._homeward:
             homeward.relay.retry()
 
     def _addresses(self) -> list[tuple[str, int]]:
-        """Where we listen; sockets of other families have no address."""
-        names = [listener.getsockname() for listener in self._listeners]
-        return [(name[0], name[1]) for name in names if isinstance(name, tuple)]
+        """Where we listen."""
+        return name_sockets(self._listeners)
 
     # ------------------------------------------------------------------ what operators see
 
@@ -370,6 +390,11 @@ class Worker:
                 domain: dict(facts) for domain, facts in self._directories.describe().items()
             },
         )
+
+
+async def _no_body(queue_id: int) -> Body:
+    """Probes send no mail."""
+    raise KeyError(queue_id)
 
 
 def _open_tls(config: Config) -> TlsServer | None:

@@ -8,7 +8,7 @@ the socket between them as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -119,3 +119,112 @@ class NextHopBook(Protocol):
 
     def save(self, records: Sequence[NextHopRecord]) -> None:
         """Make it durable. Blocks: call it in a thread. Raises StorageError."""
+
+
+# --------------------------------------------------------------------------- over the socket
+
+
+class Follow(msgspec.Struct, frozen=True, tag="follow"):
+    """A relay begins to follow. seat: its number for this next hop on this connection.
+
+    delivering: it delivered there a moment ago (the control process is new, we are not).
+    """
+
+    seat: int
+    next_hop: str
+    delivering: bool = False
+
+
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """The relay of a seat follows no longer."""
+
+    seat: int
+
+
+class Told(msgspec.Struct, frozen=True, tag="told"):
+    """What the relay of a seat learned."""
+
+    seat: int
+    experience: Experience
+
+
+class Retry(msgspec.Struct, frozen=True, tag="retry"):
+    """Probe now; "" = everything that is not up."""
+
+    domain: str = ""
+
+
+class Show(msgspec.Struct, frozen=True, tag="show"):
+    """The operator asks: answered by `Shown`."""
+
+
+class Pause(msgspec.Struct, frozen=True, tag="pause"):
+    """The operator suspends next hops, by key: answered by `Shown` once it is durable."""
+
+    next_hops: tuple[str, ...]
+    why: str
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """The operator goes on: answered by `Shown` once it is durable."""
+
+    next_hops: tuple[str, ...]
+    guarded: bool = True
+
+
+class Ordered(msgspec.Struct, frozen=True, tag="ordered"):
+    """An order for the relay of a seat."""
+
+    seat: int
+    order: Order
+
+
+class Shown(msgspec.Struct, frozen=True, tag="shown"):
+    """All next hops. durable: what was asked for is written down."""
+
+    next_hops: tuple[NextHopView, ...]
+    durable: bool = True
+
+
+Request = Follow | Leave | Told | Retry | Show | Pause | Resume
+Reply = Ordered | Shown
+
+MAX_LINE_BYTES: Final = 1 << 20
+
+_encoder: Final = msgspec.json.Encoder()
+_requests: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
+_replies: Final[msgspec.json.Decoder[Reply]] = msgspec.json.Decoder(Reply)
+
+
+def encode_line(message: Request | Reply) -> bytes:
+    """One line of JSON with its LF."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Raises ValueError (msgspec's errors are) for anything else."""
+    return _requests.decode(line)
+
+
+def decode_reply(line: bytes) -> Reply:
+    """Raises ValueError for anything else."""
+    return _replies.decode(line)
+
+
+class DrainLine(Protocol):
+    """A relay process's line to the control process; connects again by itself."""
+
+    def open(
+        self,
+        *,
+        up: Callable[[], None],
+        heard: Callable[[Reply], None],
+        lost: Callable[[], None],
+    ) -> None:
+        """Begin; `up`, `heard` and `lost` are called in the event loop."""
+
+    def send(self, message: Request) -> None:
+        """Say it; lost when there is no line. Never blocks."""
+
+    async def close(self) -> None:
+        """End."""

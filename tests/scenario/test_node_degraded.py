@@ -40,7 +40,7 @@ def test_a_leftover_shard_stops_nobody(tmp_path: Path) -> None:
     with node:
         with smtplib.SMTP("127.0.0.1", node.port, timeout=10) as session:
             assert session.ehlo()[0] == 250
-        assert [alert["kind"] for alert in node.status()["alerts"]] == ["shard 3"]
+        assert "shard 3" in [alert["kind"] for alert in node.status()["alerts"]]
 
 
 def test_a_worker_restarted_without_its_certificate(tmp_path: Path) -> None:

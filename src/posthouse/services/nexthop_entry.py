@@ -36,13 +36,19 @@ RECENT_US: Final = 5_000_000
 MAX_PROBES: Final = 50
 """Probes at once, all next hops together: a node of thousands starts without a storm."""
 
+START_SECONDS: Final = 10.0
+"""How long after its start a board waits for relays that do not come."""
+
 MAX_KNOWN: Final = 3
 """Addresses a probe asks for, besides postmaster."""
 
 
 @dataclass(slots=True, kw_only=True)
 class BoardMeans:
-    """What all entries share. `changed` hears of every change of a state or its reason."""
+    """What all entries share. `changed` hears of every change of a state or its reason.
+
+    expected: see `NextHopBoard`; it counts for START_SECONDS.
+    """
 
     connector: Connector
     resolver: Resolver
@@ -52,6 +58,7 @@ class BoardMeans:
     later: Later
     start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     changed: Callable[[Entry], None]
+    expected: int = 1
     probes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_PROBES))
 
 
@@ -88,6 +95,9 @@ class Entry:
         self._probe: asyncio.Task[None] | None = None
         self._next_probe_us: int | None = None
         self._retired = False
+        self._complete = means.expected <= 1
+        if not self._complete:
+            means.later(START_SECONDS, self._wait_no_longer)
 
     def begin(self) -> None:
         """Look now when it is not known to be up."""
@@ -114,12 +124,25 @@ class Entry:
 
     # ------------------------------------------------------------------ followers
 
-    def follow(self, follower: Follower) -> None:
+    def follow(self, follower: Follower, *, delivering: bool = False) -> None:
         """Serve one more."""
-        self._followers[follower] = _Share()
+        self._followers[follower] = _Share(delivered_us=self._means.clock_us() if delivering else 0)
+        self._complete = self._complete or len(self._followers) >= self._means.expected
+        if delivering and self.health.state in (State.SUSPECT, State.CANARY):
+            self.change(Event.PROVEN, "")  # tells this one too
+            return
         if self.health.state is State.CANARY and self._canary is None:
             self._canary = follower
         follower.obey(self._order(follower))
+
+    def _wait_no_longer(self) -> None:
+        self._complete = True
+        if self._retired:
+            return
+        if self.health.state is State.CANARY and self._canary is None:
+            self._next_canary()
+        elif self.health.state is State.DRAINING:
+            self._see_whether_drained()
 
     def leave(self, follower: Follower) -> None:
         """Serve one less; a canary it had goes to the next."""
@@ -186,7 +209,7 @@ class Entry:
             self._see_whether_drained()
 
     def _see_whether_drained(self) -> None:
-        if all(share.drained for share in self._followers.values()):
+        if self._complete and all(share.drained for share in self._followers.values()):
             self.change(Event.DRAINED, "")
 
     def _next_canary(self) -> None:
@@ -196,7 +219,9 @@ class Entry:
                 self._canary = follower
                 follower.obey(self._order(follower))
                 return
-        self.change(Event.DRAINED, "")
+        self._canary = None
+        if self._complete:
+            self.change(Event.DRAINED, "")
 
     def _order(self, follower: Follower) -> Order:
         return Order(

@@ -41,7 +41,9 @@ _WORTH_KEEPING: Final = frozenset(state for state in State if after_restart(stat
 class NextHopBoard:
     """See the module, and `ports_drain.NextHopAuthority`.
 
-    first: the state of a next hop nothing is written of. `later`: `loop.call_later` by default.
+    first: the state of a next hop nothing is written of. expected: relays that will follow
+    each next hop soon after the start; until they do, nothing counts as drained.
+    `later`: `loop.call_later` by default.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class NextHopBoard:
         later: Later | None = None,
         book: NextHopBook | None = None,
         first: State = State.SUSPECT,
+        expected: int = 1,
     ) -> None:
         self._means = BoardMeans(
             connector=connector,
@@ -65,6 +68,7 @@ class NextHopBoard:
             later=later or asyncio.get_running_loop().call_later,
             start=self._start,
             changed=self._changed,
+            expected=expected,
         )
         self._book = book
         self._first = first
@@ -76,6 +80,7 @@ class NextHopBoard:
         self._saving: asyncio.Task[None] | None = None
         self._dirty = False
         self._kept: dict[str, Health] = {}
+        self._taken: dict[str, Health] = {}
         if book is not None:
             self._kept = {record.next_hop: record.health for record in book.load()}
 
@@ -102,12 +107,18 @@ class NextHopBoard:
             for domain in domains:
                 self._by_domain[domain] = entry
 
-    def learn(self, views: Mapping[str, Health]) -> None:
-        """Take over what somebody else knew last; to be called before `set_routes`."""
-        self._kept.update(views)
+    def take_over(self, known: Mapping[str, Health]) -> None:
+        """Go on with what is in force now: mail that flows goes on flowing.
+
+        To be called before `set_routes`.
+        """
+        self._taken = dict(known)
 
     def _begin_with(self, key: str) -> Health:
-        kept = self._kept.get(key)
+        taken = self._taken.get(key)
+        if taken is not None and taken.flowing:
+            return taken
+        kept = taken or self._kept.get(key)
         now_us = self._means.clock_us()
         if kept is None:
             return Health(state=self._first, since_us=now_us)
@@ -135,12 +146,12 @@ class NextHopBoard:
 
     # ------------------------------------------------------------------ what relays say
 
-    def follow(self, next_hop: str, follower: Follower) -> None:
-        """See `ports_drain.NextHopAuthority`."""
+    def follow(self, next_hop: str, follower: Follower, *, delivering: bool = False) -> None:
+        """See `ports_drain.NextHopAuthority`. delivering: it delivered there a moment ago."""
         self._followers.setdefault(next_hop, []).append(follower)
         entry = self._entries.get(next_hop)
         if entry is not None:
-            entry.follow(follower)
+            entry.follow(follower, delivering=delivering)
 
     def leave(self, next_hop: str, follower: Follower) -> None:
         """See `ports_drain.NextHopAuthority`."""
