@@ -1,0 +1,201 @@
+"""Keeps the published rosters true: makes them anew when a source changes, or in time.
+
+Sources that tell of changes (files) are looked at every second; a change is taken
+up once two looks in a row found it the same, so that a copy under way is not taken
+for the whole. The others are read every `rebuild_seconds`. In any case sources are
+read often enough for a roster to get new dates before its old ones matter.
+
+One roster is made at a time, in a thread. What fails keeps the roster of before in
+force, is told once for each reason, and is tried again: at once when a source
+changes, else after a pause that doubles.
+
+`find` is for the HTTPS door; it looks at the disk, so that a roster made by
+`posthouse roster build` beside us is served too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from posthouse import observe
+from posthouse.errors import PosthouseError, PublishRefused, StorageBusy
+from posthouse.ports_alerts import AlertSink
+from posthouse.ports_publish import (
+    BuildReport,
+    RosterOrder,
+    RosterReply,
+    RosterStock,
+    RosterWorks,
+)
+
+LOOK_EVERY_SECONDS: Final = 1.0
+FIRST_PAUSE_SECONDS: Final = 60
+LONGEST_PAUSE_SECONDS: Final = 3600
+_BUSY_SECONDS: Final = 5
+_DAY_SECONDS: Final = 86_400
+ALERT_KIND: Final = "roster-not-made"
+
+Wait = Callable[[float], Awaitable[object]]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is made for one domain, and how often sources without versions are read."""
+
+    order: RosterOrder
+    rebuild_seconds: int
+
+
+class _Desk:
+    """What the publisher knows of one domain."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.built: tuple[str, ...] | None = None  # versions that were dealt with
+        self.seen: tuple[str, ...] | None = None  # at the last look
+        self.due_s = 0
+        self.pause_seconds = 0
+        self.problem = ""
+        self.reports: tuple[BuildReport, ...] = ()
+
+    def interval(self) -> int:
+        """Seconds after which sources are read though nothing says that they changed."""
+        # A roster is given new dates after a day or a quarter of its time (domain/roster_build).
+        dates = min(_DAY_SECONDS, self.plan.order.valid_seconds // 4) // 8
+        silent = any(not version for version in self.built or ())
+        return max(1, min(self.plan.rebuild_seconds, dates) if silent else dates)
+
+
+class RosterPublisher:
+    """The rosters of all domains of a primary. `ports_publish.PublishedRosters` for the door."""
+
+    def __init__(
+        self,
+        works: RosterWorks,
+        stock: RosterStock,
+        plans: Iterable[Plan],
+        *,
+        alerts: AlertSink,
+        now_s: Callable[[], int],
+        wait: Wait = asyncio.sleep,
+    ) -> None:
+        """now_s: seconds since 1970. wait: between two looks."""
+        self._works = works
+        self._stock = stock
+        self._alerts = alerts
+        self._now_s = now_s
+        self._wait = wait
+        self._busy = asyncio.Lock()
+        self._desks: dict[str, _Desk] = {}
+        self.set_plans(plans)
+
+    def set_plans(self, plans: Iterable[Plan]) -> None:
+        """Make these from now on; `refresh` deals with what is new at once."""
+        before = self._desks
+        self._desks = {plan.order.domain: _Desk(plan) for plan in plans}
+        for domain, desk in before.items():
+            if domain in self._desks:
+                self._desks[domain].reports = desk.reports
+            elif desk.problem:
+                self._alerts.clear(ALERT_KIND, domain)
+
+    async def refresh(self) -> None:
+        """Make every roster now, without waiting for quiet: at the start and on SIGHUP."""
+        async with self._busy:
+            for desk in list(self._desks.values()):
+                desk.seen = await asyncio.to_thread(_look_at, desk.plan.order)
+                await self._make(desk, desk.seen)
+
+    async def run(self) -> None:
+        """Look again and again, for ever."""
+        while True:
+            await self._wait(LOOK_EVERY_SECONDS)
+            await self.look()
+
+    async def look(self) -> None:
+        """Look at all sources once, and make what is due."""
+        async with self._busy:
+            for desk in list(self._desks.values()):
+                versions = await asyncio.to_thread(_look_at, desk.plan.order)
+                quiet = versions == desk.seen
+                desk.seen = versions
+                if (quiet and versions != desk.built) or self._now_s() >= desk.due_s:
+                    await self._make(desk, versions)
+
+    async def _make(self, desk: _Desk, versions: tuple[str, ...]) -> None:
+        domain = desk.plan.order.domain
+        try:
+            reports = await asyncio.to_thread(self._works.make, desk.plan.order)
+        except StorageBusy:  # somebody types `roster build`: nothing is wrong
+            desk.due_s = self._now_s() + _BUSY_SECONDS
+            return
+        except PosthouseError as error:
+            desk.built = versions
+            self._fail(desk, error)
+            return
+        desk.built = versions
+        desk.pause_seconds = 0
+        desk.due_s = self._now_s() + desk.interval()
+        desk.reports = tuple(reports)
+        if desk.problem:
+            desk.problem = ""
+            self._alerts.clear(ALERT_KIND, domain)
+        for report in reports:
+            if report.published:
+                observe.note("publish", _tell(report), domain=domain, serial=report.serial)
+                for warning in report.warnings:
+                    observe.note("publish", f"warning: {domain}: {warning}", domain=domain)
+
+    def _fail(self, desk: _Desk, error: PosthouseError) -> None:
+        domain = desk.plan.order.domain
+        pause = desk.pause_seconds * 2 or FIRST_PAUSE_SECONDS
+        desk.pause_seconds = min(pause, LONGEST_PAUSE_SECONDS)
+        desk.due_s = self._now_s() + desk.pause_seconds
+        if error.detail == desk.problem:
+            return
+        desk.problem = error.detail
+        observe.trouble("publish", f"{domain}: the roster of before stays in force", error)
+        remedy = (
+            "see that this is meant, then posthouse roster build --accept-loss"
+            if isinstance(error, PublishRefused)
+            else "mend it; backups go on with the roster of before until that expires"
+        )
+        self._alerts.raise_(ALERT_KIND, domain, observe.clean(error.detail), remedy)
+
+    # ------------------------------------------------------------------ for the door
+
+    async def find(
+        self, domain: str, key_id: str, *, since: int | None = None, if_none_match: str = ""
+    ) -> RosterReply | None:
+        """See `ports_publish.PublishedRosters`."""
+        return await asyncio.to_thread(
+            self._stock.find, domain, key_id, since=since, if_none_match=if_none_match
+        )
+
+    def describe(self) -> Mapping[str, Mapping[str, str | int]]:
+        """For `status`, by domain: serial and size of the newest roster, and what is wrong."""
+        described: dict[str, Mapping[str, str | int]] = {}
+        for domain, desk in self._desks.items():
+            newest = max(desk.reports, key=lambda report: report.serial, default=None)
+            described[domain] = {
+                "rosters": len(desk.reports),
+                "serial": newest.serial if newest else 0,
+                "entries": newest.count if newest else 0,
+                "problem": desk.problem,
+            }
+        return described
+
+
+def _look_at(order: RosterOrder) -> tuple[str, ...]:
+    return tuple(source.get_version() for source in order.sources)
+
+
+def _tell(report: BuildReport) -> str:
+    changes = f", {report.added} in, {report.removed} out" if report.added >= 0 else ""
+    return (
+        f"{report.domain}: serial {report.serial} with {report.count} entries for key "
+        f"{report.key_id}{changes}"
+    )
