@@ -7,11 +7,13 @@ Instants are integer microseconds (`*_us`) or seconds (`*_s`) since 1970, UTC.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
 import msgspec
 
+from posthouse.domain.digests import roster_key_id
 from posthouse.domain.recipients import Fold
 from posthouse.domain.roster import Arrival, KnownRoster
 from posthouse.mail.roster import RosterLimits, RosterPolicy
@@ -30,6 +32,11 @@ class RosterKeys(msgspec.Struct, frozen=True, kw_only=True):
     public_keys: tuple[bytes, ...]
     roster_keys: tuple[bytes, ...]
 
+    @property
+    def roster_key_ids(self) -> frozenset[str]:
+        """What files made with our keys name."""
+        return frozenset(map(roster_key_id, self.roster_keys))
+
     def __repr__(self) -> str:
         return f"RosterKeys({self.party} for {self.domain})"  # no secrets
 
@@ -37,7 +44,8 @@ class RosterKeys(msgspec.Struct, frozen=True, kw_only=True):
 class RosterFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one roster on disk. known: as `domain/roster` judges it.
 
-    taken_us: when it was put in force or set aside; why: why it was set aside.
+    refresh_seconds: as published. taken_us: when it was put in force or set aside; why: why
+    it was set aside.
     """
 
     known: KnownRoster
@@ -89,6 +97,35 @@ class RosterIntake(Protocol):
         """Remove it. Harmless when repeated, also after `take_in`."""
 
 
+class Fetched(enum.Enum):
+    """What a source gave: something new, nothing, or nothing but what was refused before."""
+
+    NEW = "new"
+    NOT_MODIFIED = "not modified"
+    STILL_BAD = "still bad"
+
+
+class RosterSource(Protocol):
+    """Where the roster of one domain comes from.
+
+    name: for people. interval_seconds: how often to look where that costs next to nothing;
+    None: as the roster says.
+    """
+
+    name: str
+    interval_seconds: float | None
+
+    async def fetch(self, sink: RosterIntake, *, serial: int, whole: bool) -> Fetched:
+        """Write the present roster, or a delta from `serial`, to `sink` (NEW only).
+
+        serial: of the roster in force, 0 for none; whole: no delta. Raises PeerFailure,
+        StorageError.
+        """
+
+    def settle(self, *, good: bool) -> None:
+        """What `fetch` wrote last has passed every check, or has not."""
+
+
 class RosterStore(Protocol):
     """The rosters of all domains, for the one process that changes them. All of it blocks.
 
@@ -100,7 +137,7 @@ class RosterStore(Protocol):
         """What lies on disk. Raises StorageError."""
 
     def begin(self, domain: str) -> RosterIntake:
-        """Open a file for a download or copy. Raises StorageError."""
+        """A file for a download or copy."""
 
     def take_in(
         self, intake: RosterIntake, keys: RosterKeys, *, now_us: int, max_loss_percent: int
@@ -141,6 +178,7 @@ class RosterDirectory(RecipientDirectory, Protocol):
     """A roster in force, for the verdicts of one worker."""
 
     serial: int
+    head_sha256: str
     issued_s: int
     expires_s: int
     limits: RosterLimits

@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from posthouse.mail.roster import RosterLimits
+
 
 class Finding(enum.Enum):
     """What is known; the reply to it is decided in `domain/verdict`."""
@@ -27,7 +29,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     text whose digest was found (fold text@domain), "" otherwise. serial: of the
     roster, 0 for other lists. when_stale: what its owner wishes where it is stale.
     withheld: UNKNOWN because nobody looked: too many look-ups wait ("busy"), or the
-    client's network has guessed too much ("guessed").
+    client's network has guessed too much ("guessed"). limits: what the primary takes.
     """
 
     finding: Finding
@@ -36,3 +38,4 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     serial: int = 0
     when_stale: Literal["defer", "hold"] = "defer"
     withheld: Literal["", "busy", "guessed"] = ""
+    limits: RosterLimits | None = None

@@ -30,8 +30,6 @@ from posthouse.mail.wire_text import parse_time
 
 MAX_AHEAD_SECONDS: Final = 300  # clocks differ
 MAX_LIFETIME_SECONDS: Final = 90 * 86_400
-MIN_REFRESH_SECONDS: Final = 60
-MAX_REFRESH_SECONDS: Final = 86_400
 DEFAULT_MAX_LOSS_PERCENT: Final = 20
 POSTMASTER: Final = "postmaster"
 
@@ -114,11 +112,6 @@ def check_times(header: RosterHeader, *, now_s: int) -> None:
         raise RosterRefused("times", "issued for more than 90 days")
     if expires <= now_s:
         raise RosterRefused("times", f"expired at {header.expires_at}")
-
-
-def refresh_seconds(header: RosterHeader) -> int:
-    """How often to ask again: what the header says, clamped to a minute … a day."""
-    return min(max(header.refresh_seconds, MIN_REFRESH_SECONDS), MAX_REFRESH_SECONDS)
 
 
 def _is_domain(name: str) -> bool:

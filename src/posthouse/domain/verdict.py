@@ -22,12 +22,14 @@ permit_mx_backup for good reason).
 from __future__ import annotations
 
 import enum
+from typing import Protocol
 
 import msgspec
 
 from posthouse.domain.finding import Answer, Finding
 from posthouse.mail.address import Mailbox
 from posthouse.mail.reply import Reply
+from posthouse.mail.roster import RosterLimits
 
 
 class WhenUnknown(enum.Enum):
@@ -43,6 +45,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     canonical: what the recipient is called by who vouched for it, "" when nobody did by name;
     opaque here, it is handed to those who are told of accepted messages. serial: of the
     roster that vouched, 0 for none. hold: to be kept back, nobody has vouched; trap: a honeypot.
+    max_bytes: of a message, as the primary takes it; 0: not known.
     """
 
     reply: Reply
@@ -51,6 +54,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     serial: int = 0
     hold: bool = False
     trap: bool = False
+    max_bytes: int = 0
 
 
 UNVOUCHED = "nobody vouches for this recipient yet"
@@ -115,6 +119,37 @@ def decide_recipient(
     if may_hold and (finding is Finding.UNKNOWN or answer.when_stale == "hold"):
         return Verdict(RECIPIENT_OK, domain, hold=True)
     return Verdict(not_verified(spelled))
+
+
+class Wish(Protocol):
+    """What MAIL asked for (see ports_session.MailWish)."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def body(self) -> str: ...
+    @property
+    def smtputf8(self) -> bool: ...
+
+
+TOO_LARGE = Reply(552, "5.3.4", "Message too big for the server of its recipients")
+"""More than the primary takes: known from SIZE or found when it is here (RFC 1870 §6.1)."""
+
+
+def limit_recipient(verdict: Verdict, limits: RosterLimits, wish: Wish | None) -> Verdict:
+    """Hold a positive verdict against what the primary takes, so that the sender hears it now.
+
+    The message would be refused there, and be kept here with nobody to tell.
+    Spec: RFC 1870 §6.1, RFC 6531 §3.6, RFC 6152 §3, RFC 3463 X.6.3, X.6.7.
+    """
+    if wish is not None:
+        if wish.size_bytes > limits.max_message_bytes:
+            return Verdict(TOO_LARGE)
+        if wish.smtputf8 and not limits.smtputf8:
+            return Verdict(Reply(550, "5.6.7", "The recipient's server does not take SMTPUTF8"))
+        if wish.body == "8BITMIME" and not limits.eight_bit_mime:
+            return Verdict(Reply(550, "5.6.3", "The recipient's server does not take 8BITMIME"))
+    return msgspec.structs.replace(verdict, max_bytes=limits.max_message_bytes)
 
 
 NOT_JUDGED = Reply(451, "4.3.0", "Recipient cannot be checked now, try again later")

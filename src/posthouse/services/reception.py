@@ -102,7 +102,13 @@ class Letter:
     def refusal(self) -> Reply | None:
         """What is wrong with the whole message, now that it is here."""
         self._scan.finish()
-        return TOO_MANY_HOPS if self._scan.received >= trace.MAX_RECEIVED else None
+        if self._scan.received >= trace.MAX_RECEIVED:
+            return TOO_MANY_HOPS
+        size = self._incoming.size_bytes - len(self.trace)
+        for judged in self._verdicts:
+            if not judged.max_bytes or size <= judged.max_bytes:
+                return None  # somebody's server takes it; the others' refusal is for the relay
+        return verdict.TOO_LARGE if self._verdicts else None
 
     def commit(self) -> Awaitable[None]:
         """Make it durable; the awaitable raises StorageError when it is not."""
@@ -212,7 +218,7 @@ class Reception:
             return verdict.Verdict(verdict.RECIPIENT_OK, domain)
         answer = self._directories.find(domain, mailbox.local, session.network)
         if isinstance(answer, Answer):
-            if not answer.withheld:
+            if not answer.withheld and answer.limits is None:
                 return verdict.decide_recipient(answer, mailbox.spelled, domain, domains[domain])
             return self._decide(answer, mailbox, domain, session)
         return self._decide_later(mailbox, domain, answer, session)
@@ -225,7 +231,7 @@ class Reception:
     def _decide(
         self, answer: Answer, mailbox: Mailbox, domain: str, session: SessionFacts
     ) -> verdict.Verdict:
-        """As `decide_recipient`, but a client that goes on guessing is sent away."""
+        """As `decide_recipient`; what the primary takes is heeded, who goes on guessing goes."""
         when_unknown = self._settings.domains.get(domain, verdict.WhenUnknown.DEFER)
         if answer.withheld == "guessed":
             observe.counters.guesses_refused += 1
@@ -234,7 +240,10 @@ class Reception:
             )
             if told > MAX_GUESSES_TOLD:
                 return verdict.Verdict(verdict.GUESSER_SENT_AWAY)
-        return verdict.decide_recipient(answer, mailbox.spelled, domain, when_unknown)
+        decided = verdict.decide_recipient(answer, mailbox.spelled, domain, when_unknown)
+        if answer.limits is not None and decided.domain:
+            return verdict.limit_recipient(decided, answer.limits, session.mail)
+        return decided
 
     def open_letter(
         self,

@@ -243,13 +243,21 @@ class Directories:
     """The lists in force of all domains, as one worker sees them."""
 
     def __init__(
-        self, lists: RecipientLists, domains: Iterable[str], *, wait: Wait = asyncio.sleep
+        self,
+        lists: RecipientLists,
+        domains: Iterable[str],
+        *,
+        table: dict[str, RecipientDirectory] | None = None,
+        wait: Wait = asyncio.sleep,
     ) -> None:
-        """Load what there is. domains: lower-case A-labels."""
+        """Load what there is. domains: lower-case A-labels.
+
+        table: where look-ups find the directory of a domain; others may put theirs there.
+        """
         self._lists = lists
         self._wait = wait
         self._domains = tuple(domains)
-        self._loaded: dict[str, RecipientDirectory] = {}
+        self._loaded: dict[str, RecipientDirectory] = {} if table is None else table
         self._versions: dict[str, Fingerprint | None] = {}
         self._directory_version: Fingerprint | None = None
         self.refresh()
@@ -264,8 +272,10 @@ class Directories:
 
     def set_domains(self, domains: Iterable[str]) -> None:
         """Serve these domains from now on."""
-        self._domains = tuple(domains)
-        self._loaded = {d: self._loaded[d] for d in self._domains if d in self._loaded}
+        former, self._domains = self._domains, tuple(domains)
+        for domain in set(former).difference(self._domains):
+            if domain in self._versions:
+                self._loaded.pop(domain, None)
         self._versions = {d: self._versions[d] for d in self._domains if d in self._versions}
         self.refresh()
 

@@ -67,7 +67,13 @@ class MappedRoster:
 
     def _make(self, finding: Finding, *, stale: bool) -> Answer:
         wish = self.header.policy.when_stale
-        return Answer(finding=finding, stale=stale, serial=self.serial, when_stale=wish)
+        return Answer(
+            finding=finding,
+            stale=stale,
+            serial=self.serial,
+            when_stale=wish,
+            limits=self.limits,
+        )
 
     # ------------------------------------------------------------------ look-ups
 
@@ -96,6 +102,7 @@ class MappedRoster:
             canonical=text,
             serial=self.serial,
             when_stale=self.header.policy.when_stale,
+            limits=self.limits,
         )
 
     def _find_slowly(

@@ -25,7 +25,6 @@ from posthouse.domain.roster import (
     check_header,
     fold_of,
     judge_serial,
-    refresh_seconds,
 )
 from posthouse.errors import RosterRefused
 from posthouse.mail.roster import RosterHeader
@@ -53,7 +52,7 @@ class CheckedRoster(msgspec.Struct, kw_only=True):
             known=self.known,
             issued_s=parse_time(header.issued_at),
             expires_s=parse_time(header.expires_at),
-            refresh_seconds=refresh_seconds(header),
+            refresh_seconds=header.refresh_seconds,
             file_bytes=self.head.file_bytes,
             taken_us=now_us,
             why=why,

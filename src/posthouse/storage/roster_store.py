@@ -55,28 +55,44 @@ _SWAPS_MET = 5
 
 
 class FileIntake:
-    """A file on its way in; a `RosterIntake`."""
+    """A file on its way in; a `RosterIntake`. Made with its first octets."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path = path
-        self._file = file
+    def __init__(self, directory: Path, prefix: str) -> None:
+        self._directory = directory
+        self._prefix = prefix
+        self._file: BinaryIO | None = None
+        self._path: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is; made if it was not. Raises StorageError."""
+        if self._path is None:
+            with storage_errors(self._directory):
+                descriptor, name = tempfile.mkstemp(prefix=self._prefix, dir=self._directory)
+                self._path = Path(name)
+                self._file = os.fdopen(descriptor, "wb")
+        return self._path
 
     def write(self, data: bytes, /) -> None:
         """Take octets. Raises StorageError."""
         with storage_errors(self.path):
+            assert self._file is not None
             self._file.write(data)
 
     def finish(self) -> None:
         """All is there; it is made durable once it has passed every check. Raises StorageError."""
         with storage_errors(self.path):
+            assert self._file is not None
             self._file.close()
 
     def discard(self) -> None:
         """Remove it."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
 
 class RosterFiles:
@@ -177,12 +193,8 @@ class RosterFiles:
     # ------------------------------------------------------------------ changing
 
     def begin(self, domain: str) -> FileIntake:
-        """Open a file for a download or copy. Raises StorageError."""
-        with storage_errors(self._incoming):
-            descriptor, name = tempfile.mkstemp(
-                prefix=f"{domain_file_name(domain)}.", dir=self._incoming
-            )
-            return FileIntake(Path(name), os.fdopen(descriptor, "wb"))
+        """A file for a download or copy."""
+        return FileIntake(self._incoming, f"{domain_file_name(domain)}.")
 
     def take_in(
         self, intake: FileIntake, keys: RosterKeys, *, now_us: int, max_loss_percent: int

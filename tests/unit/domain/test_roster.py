@@ -19,7 +19,6 @@ from posthouse.domain.roster import (
     Trust,
     check_header,
     judge_arrival,
-    refresh_seconds,
 )
 from posthouse.errors import RosterRefused
 from posthouse.mail.address import unquote_local_part
@@ -93,12 +92,6 @@ def test_other_headers_are_refused(members: dict[str, Any], check: str, why: str
     with pytest.raises(RosterRefused) as caught:
         check_header(make_header(**members), TRUST, now_s=NOW_S)
     assert caught.value.check == check, why
-
-
-@pytest.mark.parametrize(("asked", "given"), [(1, 60), (60, 60), (3600, 3600), (10**9, DAY)])
-def test_refresh_is_clamped(asked: int, given: int) -> None:
-    """No primary is asked more than once a minute or less than once a day."""
-    assert refresh_seconds(make_header(refresh_seconds=asked)) == given
 
 
 def known(serial: int, **members: Any) -> KnownRoster:

@@ -12,30 +12,11 @@ from pathlib import Path
 import pytest
 
 from fakes.directory import finding_in, finding_of
+from fakes.looks import Looks
 from posthouse import observe
 from posthouse.ports import Finding
 from posthouse.services.recipients import Directories, Publisher
 from posthouse.storage.recipient_lists import RecipientIndexes
-
-
-class Looks:
-    """Hands out looks one at a time instead of waiting for seconds."""
-
-    def __init__(self) -> None:
-        self._asked = asyncio.Semaphore(0)
-        self._given = asyncio.Semaphore(0)
-
-    async def wait(self, _seconds: float) -> None:
-        self._asked.release()
-        await self._given.acquire()
-
-    async def let(self, looks: int = 1) -> None:
-        """Let the service look so many times; returns when it has finished the last."""
-        for _ in range(looks):
-            await self._asked.acquire()
-            self._given.release()
-        await self._asked.acquire()
-        self._asked.release()
 
 
 class Node:
