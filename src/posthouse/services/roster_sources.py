@@ -15,7 +15,7 @@ MAX_ROSTER_BYTES: Final = MAX_COUNT * MAX_DIGEST_BYTES + (2 << 20)
 class PeerRosters:
     """One domain's roster at a paired primary: `GET v1/rosters/{domain}`."""
 
-    interval_seconds = None
+    interval_seconds: float | None = None
 
     def __init__(self, peer: Peer, domain: str) -> None:
         self.name = peer.party
@@ -38,7 +38,7 @@ class PeerRosters:
 class UrlRosters:
     """A roster file at a URL, on any web server; its ETag is remembered, not the serial."""
 
-    interval_seconds = None
+    interval_seconds: float | None = None
 
     def __init__(self, peer: Peer, url: str) -> None:
         """peer: one whose base_url the URL lies under."""

@@ -22,7 +22,7 @@ _PIECE_BYTES: Final = 1 << 20
 class LocalRoster:
     """See the module. A file that changed is read anew; a damaged one is refused like any."""
 
-    interval_seconds = LOOK_SECONDS
+    interval_seconds: float | None = LOOK_SECONDS
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
