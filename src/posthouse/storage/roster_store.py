@@ -30,6 +30,7 @@ from posthouse.errors import RosterRefused, StorageBroken, StorageError
 from posthouse.ports import Fingerprint
 from posthouse.ports_roster import (
     RosterFacts,
+    RosterIntake,
     RosterKeys,
     RosterNote,
     RosterState,
@@ -197,9 +198,13 @@ class RosterFiles:
         return FileIntake(self._incoming, f"{domain_file_name(domain)}.")
 
     def take_in(
-        self, intake: FileIntake, keys: RosterKeys, *, now_us: int, max_loss_percent: int
+        self, intake: RosterIntake, keys: RosterKeys, *, now_us: int, max_loss_percent: int
     ) -> Taken:
-        """Check, judge, put in force or set aside. Raises RosterRefused, StorageError."""
+        """Check, judge, put in force or set aside. Raises RosterRefused, StorageError.
+
+        intake: one of ours, from `begin`.
+        """
+        assert isinstance(intake, FileIntake)
         try:
             intake.finish()
             if not roster_intake.is_delta(intake.path):
