@@ -121,9 +121,11 @@ def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
             tell = findings.warn if findings.lists_may_wait else findings.wrong
             _check_readable(path, domain["recipients"], tell)
         elif path not in findings.lines and domain["when_unknown"] == "defer":
+            off = domain["verify"] == "off"
             findings.warn(
                 path,
-                f"{name} has no list: all its recipients but postmaster get 451",
+                f"{name} has no list: all its recipients but postmaster get 451"
+                + ("" if off else " unless the primary is up to be asked, or was asked before"),
                 'add recipients = "FILE"',
             )
 

@@ -121,6 +121,8 @@ class DomainConfig:
     recipients: Path | None
     keep_for: timedelta
     when_unknown: str
+    verify: str
+    verify_sender: str | None
     client_info: str
     standby: str
     standby_patience: int
@@ -439,7 +441,7 @@ _DOMAIN = (
         read_recipients,
         NONE,
         "Text file of the addresses that exist, read again when it changes. "
-        "Without one nobody is known to exist, and `when_unknown` decides.",
+        "Without one the primary is asked (`verify`), and `when_unknown` decides the rest.",
     ),
     _key(
         "keep_for",
@@ -453,6 +455,20 @@ _DOMAIN = (
         read_choice("defer"),
         "defer",
         "When nobody can tell whether a recipient exists: 451 4.4.3.",
+    ),
+    _key(
+        "verify",
+        read_choice("auto", "off"),
+        "auto",
+        "Where there is no list, or a stale one, ask the primary while it is up (RCPT, then no "
+        'mail): see docs/verification.md. "off": never.',
+    ),
+    _key(
+        "verify_sender",
+        read_mailbox,
+        NONE,
+        "Envelope sender of those questions; without one the null sender, which no server may "
+        "refuse (RFC 5321 §4.5.5). Postfix: double-bounce@…",
     ),
     _key(
         "client_info",

@@ -113,6 +113,15 @@ def make_standby(config: Config) -> dict[str, StandbyRule]:
     }
 
 
+def make_verify_senders(config: Config) -> dict[str, str]:
+    """Domains whose primary may be asked about addresses → envelope sender of the questions."""
+    return {
+        domain.name: domain.verify_sender or ""
+        for domain in config.domains
+        if domain.verify == "auto" and domain.next_hop != PULL  # which we cannot call
+    }
+
+
 def make_keep_for(config: Config) -> Mapping[str, int]:
     """How long every domain's mail is kept, in microseconds."""
     return {domain.name: _us(domain.keep_for) for domain in config.domains}

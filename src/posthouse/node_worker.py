@@ -26,6 +26,7 @@ from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, Worker
 from posthouse.interfaces.smtp_door import Doorkeeper
 from posthouse.node_control import lists_directory
 from posthouse.node_drain import drain_socket
+from posthouse.node_live import LiveVerification
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.node_sockets import BACKLOG, name_sockets
 from posthouse.node_spools import close_spools, open_spool, shards_of_worker
@@ -145,10 +146,19 @@ class Worker:
         shards = shards_of_worker(config.data_dir, self._index, self._workers)
         self._unopened = shards[1:]
         await self._open_others()
+        self._live = LiveVerification(
+            self._directories,
+            config,
+            workers=self._workers,
+            listening=self._addresses(),
+            resolver=self._resolver,
+            states=self.next_hops,
+            clock_us=clock_us,
+        )
         self._reception = Reception(
             node_settings.make_reception(config),
             spool=self._spools[0],
-            directories=self._directories,
+            directories=self._live.directories,
             clock_us=clock_us,
         )
         self._keeper = Doorkeeper(
@@ -298,6 +308,7 @@ class Worker:
         (trouble,) = await asyncio.gather(leaving, return_exceptions=True)
         if isinstance(trouble, BaseException):
             observe.trouble("master", "sessions did not end in good order", trouble)
+        await self._live.close()
         await asyncio.gather(*(one.stop(LAST_SECONDS) for one in self._homeward))
         await self.next_hops.stop()
         await self._prober.close()
@@ -316,6 +327,7 @@ class Worker:
         self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
         self._directories.set_domains([domain.name for domain in config.domains])
         self._set_routes(config)
+        self._live.reload(config, self._workers, self._addresses())
         settings = node_settings.make_relay(config, self._workers, self._addresses())
         for homeward in self._homeward:
             homeward.relay.reload(node_settings.make_routes(config), settings)

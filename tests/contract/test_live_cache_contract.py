@@ -9,17 +9,20 @@ import pytest
 
 from fakes.live_cache import MemoryLiveCache
 from posthouse.domain.live_check import Entry
+from posthouse.node_live import LazyLiveCache
 from posthouse.ports_live import LiveCache
 from posthouse.storage.live_cache import EmbeddedLiveCache
 
 NOW_US = 1_700_000_000_000_000
 
 
-@pytest.fixture(params=["embedded", "fake"])
+@pytest.fixture(params=["embedded", "lazy", "fake"])
 async def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LiveCache]:
     made: LiveCache
     if request.param == "fake":
         made = MemoryLiveCache()
+    elif request.param == "lazy":
+        made = LazyLiveCache(tmp_path / "live.db", lambda: NOW_US)
     else:
         made = await EmbeddedLiveCache.open(tmp_path / "live.db", lambda: NOW_US)
     yield made
