@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "check": ("posthouse.cli.check", "check", "Report every mistake in the configuration."),
     "demo": ("posthouse.cli.demo", "demo", "Rehearse an outage on this machine."),
     "queue": ("posthouse.cli.queue", "queue", "Look into the spool and act on it."),
+    "drain": ("posthouse.cli.drain", "drain", "How mail comes home: show, pause, resume."),
     "pair": ("posthouse.cli.pair", "pair", "Exchange keys with the other side, once."),
     "status": ("posthouse.cli.status", "status", "One screen: domains, next hops, queue, lists."),
 }

@@ -21,8 +21,6 @@ import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from posthouse import observe
 from posthouse.domain.drain import Event, Health, State, after_restart
 from posthouse.errors import StorageError
@@ -253,9 +251,3 @@ class NextHopBoard:
                     return
         finally:
             self._saving = None
-
-
-def describe(view: NextHopView) -> dict[str, Any]:
-    """A view as plain values, for programs."""
-    document: dict[str, Any] = msgspec.to_builtins(view)
-    return document
