@@ -122,6 +122,7 @@ class EmbeddedSpool:
             failed=self._failed,
             files_gone=self._drop_unlinked,
             wal_pages=settings.wal_pages,
+            incoming=self._memory,
         )
         self._writer.start()
         self._compact = self._loop.call_later(settings.compact_seconds, self._look_for_dead)
@@ -207,8 +208,7 @@ class EmbeddedSpool:
         if not envelope.recipients or incoming.taken or self._closing:
             future.set_exception(StorageBroken("this message cannot be committed"))
             return future
-        incoming.taken = True
-        incoming.forget()
+        incoming.take()
         accept = Accept(
             incoming.queue_id, incoming.size_bytes, incoming.chunks, envelope, client, future
         )
@@ -328,6 +328,8 @@ class EmbeddedSpool:
     ) -> T:
         if self._closing:
             raise StorageBroken("the spool is being closed")
+        if self._writer.lags:
+            await self._writer.put_rows()
         try:
             return await self._loop.run_in_executor(thread, question, *arguments)
         except (apsw.Error, OSError, UnicodeError) as error:

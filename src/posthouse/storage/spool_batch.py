@@ -70,8 +70,7 @@ class Batch:
         return number
 
     def insert(self, placed: Sequence[Placed], *, segment: int, end: int) -> None:
-        """Move a: messages and their recipients, and `segment` as long as `end`."""
-        due_us = self._due.open_batch(len(placed))
+        """Move a: messages and their recipients; and say that `segment` is as long as `end`."""
         messages: list[Any] = []
         recipients: list[Any] = []
         held: list[Any] = []
@@ -87,14 +86,13 @@ class Batch:
                 message.tail_size,
                 message.envelope.sender,
             )
+            due_us = message.due_us
             for seq, recipient in enumerate(message.envelope.recipients):
                 domain = self._domains.get(recipient.domain) or self._domain(recipient.domain)
                 recipients += (queue_id, seq, domain, recipient.address, due_us)
                 rows += 1
                 if recipient.hold:
                     held += (queue_id, seq, int(State.HELD), due_us, recipient.hold, "")
-            message.due_us = due_us
-            due_us += 1
             if message.segment:
                 live += 1
                 live_bytes += HEADER_BYTES + message.size + message.tail_size

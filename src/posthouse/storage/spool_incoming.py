@@ -20,13 +20,14 @@ ENOUGH_WAITING = 1 << 20
 
 
 class Memory:
-    """Octets of unfinished messages in memory, over all of them, and how many there may be."""
+    """Octets of unfinished messages in memory, and how many there may be; open: such messages."""
 
-    __slots__ = ("limit", "used")
+    __slots__ = ("limit", "open", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.open = 0
 
 
 class Spill:
@@ -151,6 +152,7 @@ class EmbeddedIncoming:
         memory: Memory,
     ) -> None:
         self._memory = memory
+        memory.open += 1
         self._remembered = 0  # how much of `memory` is used by this message
         self.queue_id = queue_id
         self.size_bytes = 0
@@ -185,11 +187,16 @@ class EmbeddedIncoming:
     def discard(self) -> None:
         if self.taken:
             return
-        self.taken = True
+        self.take()
         self.chunks = []
-        self.forget()
         if self.spill is not None:
             self.spill.remove()
+
+    def take(self) -> None:
+        """It is complete, or given up."""
+        self.taken = True
+        self._memory.open -= 1
+        self.forget()
 
     def forget(self) -> None:
         """Count its octets no longer: they are committed, gone, or on their way to the disk."""
@@ -197,4 +204,5 @@ class EmbeddedIncoming:
         self._remembered = 0
 
     def __del__(self) -> None:
-        self.forget()  # for whoever neither commits nor discards
+        if not self.taken:  # by whoever neither commits nor discards
+            self.take()

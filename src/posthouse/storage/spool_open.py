@@ -74,7 +74,7 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
         batch = Batch(connection, due)
         due.start_behind(batch.stamp_us)
         unsettled = Unsettled(layout.unsettled, disk)
-        taken = take_in_records(connection, batch, layout)
+        taken = take_in_records(connection, batch, layout, due)
         if taken:
             observe.note("spool", f"took in {taken} messages that a crash had left in segments")
         _tidy(connection, layout)

@@ -33,6 +33,7 @@ from posthouse.storage.segments import (
     parse_header,
 )
 from posthouse.storage.spool_batch import Batch
+from posthouse.storage.spool_clock import DueClock
 
 _BATCH = 64
 _PIECE = 1 << 18
@@ -74,7 +75,9 @@ class Found:
         self.due_us = 0
 
 
-def take_in_records(connection: apsw.Connection, batch: Batch, layout: Layout) -> int:
+def take_in_records(
+    connection: apsw.Connection, batch: Batch, layout: Layout, due: DueClock
+) -> int:
     """Insert messages that the segments have and the database not; returns how many.
 
     Raises apsw.Error, OSError.
@@ -90,10 +93,10 @@ def take_in_records(connection: apsw.Connection, batch: Batch, layout: Layout) -
         for record in _records(layout, number, begin):
             found.append(record)
             if len(found) == _BATCH:
-                taken += _insert(connection, batch, layout, found, number)
+                taken += _insert(connection, batch, layout, due, found, number)
                 found = []
         if found:
-            taken += _insert(connection, batch, layout, found, number)
+            taken += _insert(connection, batch, layout, due, found, number)
     return taken
 
 
@@ -191,11 +194,14 @@ def _insert(
     connection: apsw.Connection,
     batch: Batch,
     layout: Layout,
+    due: DueClock,
     found: list[Found],
     number: int,
 ) -> int:
     fresh = [record for record in found if _is_missing(connection, layout, record)]
     if fresh:
+        for due_us, record in enumerate(fresh, due.open_batch(len(fresh))):
+            record.due_us = due_us
         with connection:
             batch.insert(fresh, segment=number, end=found[-1].end)
     return len(fresh)

@@ -3,13 +3,13 @@
 All that arrived while one batch was being written forms the next. For a batch
 
 1. the records are appended to the segment and flushed (one fdatasync);
-2. one transaction inserts the rows, and applies what the relay settled;
-3. where the transaction holds more than insertions, the WAL is flushed too;
-4. the event loop hears of it in one call: listeners rung, futures resolved.
+2. the event loop hears of it in one call: listeners rung, futures resolved;
+3. the rows are written when those of enough batches have come together, when somebody
+   wants to read, when the relay settles something, or a moment later (`spool_late`);
+4. where a transaction holds more than insertions, the WAL is flushed.
 
-An accepted message needs no flush of the WAL: its record alone is enough for the
-next start to take it in again (`spool_recovery`; docs/durability.md). That spares
-every batch half of its flushes.
+An accepted message needs neither its row nor a flush of the WAL to be safe: its record
+alone is enough for the next start to take it in (`spool_recovery`; docs/durability.md).
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from posthouse.storage.spool_accept import Accept
 from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_disk import Disk, translate
+from posthouse.storage.spool_incoming import Memory
+from posthouse.storage.spool_late import LateRows
 from posthouse.storage.spool_unsettled import Unsettled
 from posthouse.storage.spool_upkeep import Upkeep
 
@@ -51,10 +53,16 @@ T = TypeVar("T")
 _MOST_MESSAGES = 256
 _MOST_BYTES = 8 << 20
 _MOST_SETTLEMENTS = 2048
+# Rows written later: as many as one statement takes, or after so long.
+_MOST_LATE = schema.WIDEST
+_LATE_SECONDS = 0.05
+# While the content of other messages is coming in, a flush waits for them so long.
+_GATHER_SECONDS = 0.001
+_ENOUGH_MESSAGES = 32
 
 
 Settle = tuple[Sequence[Settlement], "asyncio.Future[None]"]
-Call = tuple[Callable[[Batch, apsw.Connection], Any], "asyncio.Future[Any]", bool]
+Call = tuple[Callable[[Batch, apsw.Connection], Any] | None, "asyncio.Future[Any]", bool]
 Done = Callable[[list[Accept], list[Settle], StorageError | None], None]
 
 
@@ -75,7 +83,9 @@ class Writer:
         failed: Callable[[StorageError], None],
         files_gone: Callable[[], None],
         wal_pages: int,
+        incoming: Memory,
     ) -> None:
+        self._incoming = incoming
         self._connection = connection
         self._disk = disk
         self._layout = layout
@@ -103,9 +113,11 @@ class Writer:
         self._calls: deque[Call] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._woken = False
+        self._gathering: asyncio.TimerHandle | None = None
         self._stopping = False
         self._wal_fd: int | None = None
-        self._begin = 0  # where the batch under way begins in its segment
+        self._late = LateRows(due)
+        self.lags = False  # read in the loop: messages were told of whose rows are to come
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
 
     def start(self) -> None:
@@ -117,26 +129,37 @@ class Writer:
     def put_accept(self, accept: Accept) -> None:
         """Make a message durable; its future tells."""
         self._accepts.append(accept)
-        if not self._woken:
-            self._woken = True
-            # At the end of this turn of the loop: what else arrived in it shares the flush.
-            self._loop.call_soon(self._wake.put, None)
+        if not self._incoming.open or len(self._accepts) >= _ENOUGH_MESSAGES:
+            self._hurry()
+        elif not self._woken and self._gathering is None:
+            self._gathering = self._loop.call_later(_GATHER_SECONDS, self._hurry)
 
     def put_settle(self, settlements: Sequence[Settlement]) -> asyncio.Future[None]:
         """Apply what became of recipients."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._settles.append((settlements, future))
+        self._hurry()
+        return future
+
+    def _hurry(self) -> None:
+        """Wake the thread at the end of this turn of the loop: what else comes in it goes along."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if not self._woken:
             self._woken = True
             self._loop.call_soon(self._wake.put, None)
-        return future
 
     def put_call(self, work: Callable[[Batch, apsw.Connection], T]) -> asyncio.Future[T]:
         """Run `work` in a transaction of its own, made durable."""
         return self._put(work, in_transaction=True)
 
+    def put_rows(self) -> asyncio.Future[None]:
+        """Write the rows of all messages told of so far, if the database takes them."""
+        return self._put(None, in_transaction=False)
+
     def _put(
-        self, work: Callable[[Batch, apsw.Connection], T], *, in_transaction: bool
+        self, work: Callable[[Batch, apsw.Connection], T] | None, *, in_transaction: bool
     ) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
         self._calls.append((work, future, in_transaction))
@@ -191,21 +214,34 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            self._wake.get()
+            self._await_work()
             self._woken = False
-            while self._accepts or self._settles or self._calls:
-                self._turn()
-                self._upkeep.between_batches(idle=not (self._accepts or self._settles))
-            self._upkeep.between_batches(idle=True)
-            if self._stopping:
+            while self._turn():
+                self._keep_up(idle=False)
+            self._keep_up(idle=not (self._accepts or self._settles))
+            if self._stopping and not (self._accepts or self._settles or self._calls):
                 break
+        self._write_rows()
         self._segments.seal()
         self._upkeep.close()
         if self._wal_fd is not None:
             os.close(self._wal_fd)
         self._connection.close()
 
-    def _turn(self) -> None:
+    def _await_work(self) -> None:
+        waits = self._late.count and self._late.failure is None
+        try:
+            self._wake.get(timeout=_LATE_SECONDS if waits else None)
+        except queue.Empty:
+            self._write_rows()
+
+    def _keep_up(self, *, idle: bool) -> None:
+        # With rows to come, a segment that looks empty may not be.
+        if not self._late.count:
+            self._upkeep.between_batches(idle=idle)
+
+    def _turn(self) -> bool:
+        """Do what was handed over; True when there was more of it than fits one batch."""
         accepts = self._take_accepts()
         settles = self._take_settles()
         if accepts or settles:
@@ -218,6 +254,12 @@ class Writer:
                 self._tell(accepts, settles, StorageBroken(f"internal error: {error!r}"))
         if self._calls:
             self._call(*self._calls.popleft())
+        return (
+            bool(self._calls)
+            or (self._stopping and bool(self._accepts or self._settles))
+            or len(accepts) >= _MOST_MESSAGES
+            or len(settles) >= 16
+        )
 
     def _take_accepts(self) -> list[Accept]:
         taken: list[Accept] = []
@@ -239,29 +281,56 @@ class Writer:
         return taken
 
     def _commit_together(self, accepts: list[Accept], settles: list[Settle]) -> None:
-        placed = self._append(accepts) if accepts else []
-        error = self._transact(placed, settles)
-        if error is not None and placed and settles:  # one may be fine without the other
-            alone = self._transact(placed, [])
-            if alone is not None:
-                self._segments.take_back(self._begin)
-            self._tell(accepts, [], alone)
-            accepts, placed = [], []
-            error = self._transact([], settles)
+        if accepts and self._late.failure is not None:
+            error = self._write_rows()
+            if error is not None:  # first what was answered, then more
+                self._tell(accepts, [], error)
+                accepts = []
+        if accepts:
+            self._append(accepts)
+            self._tell(accepts, [], None)
+        if settles:
+            self._settle_together(settles)
+        elif self._late.count >= _MOST_LATE:
+            self._write_rows()
+
+    def _write_rows(self) -> StorageError | None:
+        """Write the rows that are to come; returns why not. They stay to come then."""
+        return self._transact([])
+
+    def _settle_together(self, settles: list[Settle]) -> None:
+        error = self._transact(settles)
+        if error is not None and self._late.count:  # one may be fine without the other
+            rowless = self._write_rows()
+            if rowless is not None:
+                settles = self._settle_without(settles, rowless)
+            error = self._transact(settles, rows=False)
         if error is not None and (len(settles) > 1 or _is_damage(error)):
             for settle in settles:  # a damaged page must not stop the rest
                 self._tell([], [settle], self._settle_apart(settle[0]))
             settles = []
-        if error is not None and placed:
-            self._segments.take_back(self._begin)
         if error is None and settles:
             self._upkeep.removed = True
-            # The messages accepted with them stand in any case: their records are flushed.
-            self._tell(accepts, [], None)
-            accepts = []
             error = self._flush_wal()
-        if accepts or settles:
-            self._tell(accepts, settles, error)
+        if settles:
+            self._tell([], settles, error)
+
+    def _settle_without(self, settles: list[Settle], error: StorageError) -> list[Settle]:
+        """Settle what has rows of such as also name messages without, and have those tried again.
+
+        Returns the others. A message may not be taken as settled whose row will be written yet.
+        """
+        whole: list[Settle] = []
+        for settle in settles:
+            with_rows = self._late.without(list(settle[0]))
+            if len(with_rows) == len(settle[0]):
+                whole.append(settle)
+                continue
+            if self._transact([(with_rows, self._nobody)], rows=False) is None:
+                self._upkeep.removed = True
+                self._flush_wal()
+            self._tell([], [settle], error)
+        return whole
 
     def _tell(
         self, accepts: list[Accept], settles: list[Settle], error: StorageError | None
@@ -276,8 +345,8 @@ class Writer:
 
     # ------------------------------------------------------------------ accept
 
-    def _append(self, accepts: list[Accept]) -> list[Accept]:
-        """Write and flush the records; returns those that are durable, marks the others."""
+    def _append(self, accepts: list[Accept]) -> None:
+        """Write and flush the records; those that fail are marked, the others wait for rows."""
         buffers: list[bytes] = []
         placed: list[Accept] = []
         offset = 0
@@ -306,33 +375,39 @@ class Writer:
             buffers.append(tail)
             placed.append(accept)
         if not placed:
-            return []
+            return
         try:
-            self._begin = begin = self._segments.append(buffers)
+            begin = self._segments.append(buffers)
         except OSError as error:
             failure = translate(error, "cannot write a segment")
             self._soon(self._failed, failure)
             for accept in placed:
                 accept.error = failure
-            return []
+            return
         for accept in placed:
             if accept.segment == PRIVATE:
                 continue
             accept.segment = self._segments.number
             accept.at += begin
-        return placed
+        self._late.add(placed, segment=self._segments.number, end=self._segments.end)
+        self.lags = True
 
     # ------------------------------------------------------------------ transactions
 
-    def _transact(self, placed: list[Accept], settles: list[Settle]) -> StorageError | None:
-        """Commit; returns why not. Nothing of it is visible then."""
-        if not placed and not settles:
+    def _transact(self, settles: list[Settle], *, rows: bool = True) -> StorageError | None:
+        """Write rows to come and what was settled; returns why not. Nothing of it is visible then.
+
+        rows: False leaves out the rows to come.
+        """
+        late = self._late
+        rows = rows and late.count > 0
+        if not rows and not settles:
             return None
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
-            if placed:
-                self._batch.insert(placed, segment=self._segments.number, end=self._segments.end)
+            if rows:
+                late.insert(self._batch)
             if settles:
                 self._batch.settle([s for settle in settles for s in settle[0]])
             execute("COMMIT")
@@ -340,9 +415,14 @@ class Writer:
             self._roll_back()
             failure = translate(error, "cannot commit")
             failure.__cause__ = error
+            if rows:
+                late.failure = failure
             if not (settles and _is_damage(failure)):  # which is tried again in parts
                 self._soon(self._failed, failure)
             return failure
+        if rows:
+            late.written()
+            self.lags = False
         self._due.close_batch()
         return None
 
@@ -365,7 +445,7 @@ class Writer:
         self, settlements: Sequence[Settlement], stuck: list[Settlement]
     ) -> StorageError | None:
         """Halve down to the rows that cannot be written. Returns any other failure."""
-        error = self._transact([], [(settlements, self._nobody)])
+        error = self._transact([(settlements, self._nobody)], rows=False)
         if error is None or not _is_damage(error):
             return error
         if not self._rebuilt:
@@ -424,12 +504,16 @@ class Writer:
 
     def _call(
         self,
-        work: Callable[[Batch, apsw.Connection], Any],
+        work: Callable[[Batch, apsw.Connection], Any] | None,
         future: asyncio.Future[Any],
         in_transaction: bool,
     ) -> None:
         result: Any = None
-        failure: BaseException | None = None
+        failure: BaseException | None = self._write_rows()
+        if work is None or (failure is not None and in_transaction):
+            self._soon(_resolve, future, None, failure if in_transaction else None)
+            return
+        failure = None
         number, end = self._segments.number, self._segments.end
         try:
             if in_transaction:

@@ -166,22 +166,83 @@ async def test_a_large_message_is_refused_while_it_arrives(
     assert list((tmp_path / "shard" / "private").iterdir()) == []
 
 
-async def test_the_database_being_full_refuses_mail(tmp_path: Path) -> None:
-    """A commit that SQLite cannot make leaves no row, and the next start finds none either."""
+MANY = tuple(f"a-rather-long-address-{n}@example.com" for n in range(500))
+
+
+async def limit_pages(spool: EmbeddedSpool, pages: int) -> None:
+    await spool._writer._put(lambda _, c: c.pragma("max_page_count", pages), in_transaction=False)
+
+
+async def test_a_full_database_keeps_what_was_answered(tmp_path: Path) -> None:
+    """A message whose rows SQLite cannot write stands; no other is taken until they are written."""
     spool = await open_spool(tmp_path / "shard")
     kept = [await accept(spool, b"kept")]
-    await spool._writer.put_call(lambda _, c: c.pragma("max_page_count", 1))
-    many = tuple(f"a-rather-long-address-{n}@example.com" for n in range(500))
+    heard: list[int] = []
+    spool.set_accept_listener(lambda message: heard.append(message.queue_id))
+    await limit_pages(spool, 1)
+    kept.append(await accept(spool, b"durable", *MANY))
+    await until(lambda: spool.intake_problem() is not None)
     with pytest.raises(StorageFull):
-        await accept(spool, b"refused", *many)
-    assert list(await everything(spool)) == kept
-    await spool._writer.put_call(lambda _, c: c.pragma("max_page_count", 1 << 30))
+        await accept(spool, b"refused")
+    assert heard == kept[1:]
+    assert list(await everything(spool)) == kept[:1]
+    await limit_pages(spool, 1 << 30)
     await comes_back(spool)
-    kept.append(await accept(spool, b"taken", *many))
+    assert sorted(await everything(spool)) == kept
+    kept.append(await accept(spool, b"taken", *MANY))
     await spool.close()
     again = await open_spool(tmp_path / "shard")
     assert sorted(await everything(again)) == kept
     await again.close()
+
+
+async def test_a_start_takes_in_what_the_database_never_took(tmp_path: Path) -> None:
+    """Closed with a database that is still full, the spool has the message at the next start."""
+    spool = await open_spool(tmp_path / "shard")
+    kept = [await accept(spool, b"kept")]
+    await limit_pages(spool, 1)
+    kept.append(await accept(spool, b"durable", *MANY))
+    await until(lambda: spool.intake_problem() is not None)
+    await spool.close()
+    again = await open_spool(tmp_path / "shard")
+    found = await everything(again)
+    assert sorted(found) == kept
+    assert len(found[kept[1]].recipients) == len(MANY)
+    await again.close()
+
+
+async def test_what_has_no_row_yet_is_not_taken_as_settled(tmp_path: Path) -> None:
+    """A delivery that cannot be noted is tried again; what has its rows is settled meanwhile."""
+    spool = await open_spool(tmp_path / "shard")
+    first = await accept(spool, b"first")
+    await everything(spool)  # its rows are written
+    await limit_pages(spool, 1)
+    second = await accept(spool, b"second", *MANY)
+    await until(lambda: spool.intake_problem() is not None)
+    both = [Settlement(first, 0, Outcome.DELIVERED)]
+    both += [Settlement(second, seq, Outcome.DELIVERED) for seq in range(len(MANY))]
+    with pytest.raises(StorageFull):
+        await spool.settle(both)
+    assert await everything(spool) == {}
+    await limit_pages(spool, 1 << 30)
+    await comes_back(spool)
+    assert sorted(await everything(spool)) == [second]
+    await spool.settle(both)
+    assert await everything(spool) == {}
+    await spool.close()
+    again = await open_spool(tmp_path / "shard")
+    assert await everything(again) == {}
+    await again.close()
+
+
+async def test_rows_follow_by_themselves(tmp_path: Path) -> None:
+    """Nobody has to ask: a moment after its 250 a message has its rows, and the mark is behind it."""
+    spool = await open_spool(tmp_path / "shard")
+    queue_id = await accept(spool, b"x")
+    assert spool._writer.lags
+    await until(lambda: not spool._writer.lags)
+    assert list(await everything(spool)) == [queue_id]
+    await spool.close()
 
 
 async def test_one_message_that_cannot_be_stored_harms_no_other(spool: EmbeddedSpool) -> None:

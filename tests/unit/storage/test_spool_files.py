@@ -27,6 +27,7 @@ from posthouse.ports import OperatorAction, Outcome, Selection, Settlement
 from posthouse.storage import schema
 from posthouse.storage.segments import Layout
 from posthouse.storage.spool import EmbeddedSpool
+from posthouse.storage.spool_disk import Disk
 
 
 async def deliver(spool: EmbeddedSpool, *ids: int) -> None:
@@ -224,6 +225,36 @@ async def test_writing_asks_for_a_rest_when_much_waits(tmp_path: Path) -> None:
     await incoming.drain()
     assert incoming.write(piece)
     incoming.discard()
+    await spool.close()
+
+
+class CountingDisk(Disk):
+    """Counts flushes of segments."""
+
+    flushes = 0
+
+    def flush(self, fd: int) -> None:
+        self.flushes += ".seg" in os.readlink(f"/proc/self/fd/{fd}")
+        super().flush(fd)
+
+
+async def test_messages_that_come_in_together_share_a_flush(tmp_path: Path) -> None:
+    """A flush waits a moment for what is being received, and not for one that takes its time."""
+    disk = CountingDisk()
+    spool = await open_spool(tmp_path, disk)
+    envelope = Envelope(
+        sender="", recipients=(Recipient(address="a@example.com", domain="example.com"),)
+    )
+    first, second, slow = spool.begin(), spool.begin(), spool.begin()
+    one = spool.commit(first, envelope=envelope, client=CLIENT)
+    two = spool.commit(second, envelope=envelope, client=CLIENT)
+    slow.discard()
+    await asyncio.gather(one, two)
+    assert disk.flushes == 1
+    slow, third = spool.begin(), spool.begin()
+    await spool.commit(third, envelope=envelope, client=CLIENT)
+    assert disk.flushes == 2
+    slow.discard()
     await spool.close()
 
 

@@ -1,0 +1,75 @@
+"""Messages that are durable and answered 250 while their rows are still to be written.
+
+The record in its segment is what makes a message durable, and a start takes in every
+record behind the mark (`spool_recovery`). So the rows may follow a little later, those
+of many batches in one transaction: a transaction costs more than the rows in it.
+Whoever reads rows has them written first (`Writer.put_rows`), and what the relay
+settles goes into the transaction that writes them.
+"""
+
+from __future__ import annotations
+
+from posthouse.errors import StorageError
+from posthouse.ports import Settlement
+from posthouse.storage.spool_accept import Accept
+from posthouse.storage.spool_batch import Batch
+from posthouse.storage.spool_clock import DueClock
+
+
+class _Run:
+    """Neighbours in one segment. end: where the segment ends behind them."""
+
+    __slots__ = ("accepts", "end", "segment")
+
+    def __init__(self, segment: int, end: int, accepts: list[Accept]) -> None:
+        self.segment = segment
+        self.end = end
+        self.accepts = accepts
+
+
+class LateRows:
+    """Used by the writer thread alone.
+
+    count: recipients' rows to come; failure: why their transaction failed last, or None.
+    """
+
+    def __init__(self, due: DueClock) -> None:
+        self._due = due
+        self._runs: list[_Run] = []
+        self.count = 0
+        self.failure: StorageError | None = None
+
+    def add(self, placed: list[Accept], *, segment: int, end: int) -> None:
+        """Remember flushed messages, and give them their due times."""
+        self._stamp(placed)
+        self.count += sum(len(accept.envelope.recipients) for accept in placed)
+        last = self._runs[-1] if self._runs else None
+        if last is not None and last.segment == segment:
+            last.accepts += placed
+            last.end = end
+        else:
+            self._runs.append(_Run(segment, end, placed))
+
+    def _stamp(self, accepts: list[Accept]) -> None:
+        due_us = self._due.open_batch(len(accepts))
+        for accept in accepts:
+            accept.due_us = due_us
+            due_us += 1
+
+    def insert(self, batch: Batch) -> None:
+        """Write the rows inside a transaction, and with each run its segment's mark."""
+        for run in self._runs:
+            if self.failure is not None:  # readers may have come past the times of before
+                self._stamp(run.accepts)
+            batch.insert(run.accepts, segment=run.segment, end=run.end)
+
+    def written(self) -> None:
+        """The transaction stands."""
+        self._runs = []
+        self.count = 0
+        self.failure = None
+
+    def without(self, settlements: list[Settlement]) -> list[Settlement]:
+        """Leave out settlements of messages that have no row yet: they would change nothing."""
+        late = {accept.queue_id for run in self._runs for accept in run.accepts}
+        return [s for s in settlements if s.queue_id not in late]
