@@ -57,13 +57,14 @@ def serve(file: Path) -> int:
     lock = NodeLock(config.data_dir, wait_seconds=LOCK_SECONDS, account=account)
     try:
         listeners = open_listeners(config.smtp.listen, workers)
+        doors = open_listeners(config.odmr.listen, 1, key="odmr.listen")
         file_limit = raise_file_limit()
         find_loop_factory()  # imports it while we may still go where our code is installed
         if account is not None:
             become(account)
         forbid_new_privileges()
         _check_access(config, account)
-        node = Node(config, workers, listeners)
+        node = Node(config, workers, listeners, doors)
         node.tell(file_limit)
         return node.run()
     finally:
@@ -73,8 +74,12 @@ def serve(file: Path) -> int:
 class Node:
     """The supervisor's side of a node: what is in force, and how its processes are made."""
 
-    def __init__(self, config: Config, workers: int, listeners: Listeners) -> None:
+    def __init__(
+        self, config: Config, workers: int, listeners: Listeners, doors: Listeners
+    ) -> None:
+        """listeners: of the workers; doors: of the control process (ATRN)."""
         self._config = config
+        self._doors = doors
         self._workers = workers
         self._listeners = listeners
         self._run_dir = config.data_dir / "run"
@@ -90,7 +95,7 @@ class Node:
         supervisor = self._supervisor = Supervisor(
             duties,
             reload=self._reload,
-            release=self._listeners.close,
+            release=self._release,
             grace_seconds=self._config.shutdown_grace.total_seconds(),
         )
         # Shared pages stay shared when the collector of a child does not write to them.
@@ -102,13 +107,24 @@ class Node:
             (self._run_dir / "node.json").unlink(missing_ok=True)
             observe.note("master", "stopped")
 
+    def _release(self) -> None:
+        self._listeners.close()
+        self._doors.close()
+
     def _run_control(self, heartbeat: Heartbeat) -> int:
         listening = name_sockets(self._listeners.by_worker[0])
         self._listeners.close()
-        return run_control(self._config, heartbeat, workers=self._workers, listening=listening)
+        return run_control(
+            self._config,
+            heartbeat,
+            workers=self._workers,
+            listening=listening,
+            odmr=self._doors.by_worker[0],
+        )
 
     def _run_worker(self, index: int, heartbeat: Heartbeat) -> int:
         self._listeners.close_others(index)
+        self._doors.close()
         return run_worker(
             self._config,
             heartbeat,
@@ -135,6 +151,9 @@ class Node:
                 "fewer are taken; raise the limit (LimitNOFILE, ulimit -n)",
             )
         addresses = self._listeners.addresses()
+        odmr = self._doors.addresses()
+        if odmr:
+            observe.note("master", f"mail may be fetched (ATRN) on {', '.join(odmr)}")
         observe.note(
             "master",
             f"posthouse {posthouse.__version__} starts: {config.hostname}, "
@@ -146,6 +165,7 @@ class Node:
             "config": str(config.file),
             "workers": self._workers,
             "listen": addresses,
+            "odmr": odmr,
         }
         draft = self._run_dir / "node.json.new"
         draft.write_text(json.dumps(facts) + "\n")
@@ -181,6 +201,7 @@ def find_fixed_changes(old: Config, new: Config) -> list[str]:
         "user": (old.user, new.user),
         "workers": (old.workers, new.workers),
         "smtp.listen": (old.smtp.listen, new.smtp.listen),
+        "odmr.listen": (old.odmr.listen, new.odmr.listen),
         "relay.tls": (old.relay.tls, new.relay.tls),
         "relay.ca_file": (old.relay.ca_file, new.relay.ca_file),
         "relay.connect_timeout": (old.relay.connect_timeout, new.relay.connect_timeout),

@@ -5,12 +5,14 @@ If it dies, mail still flows.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from posthouse import node_settings
 from posthouse.config_schema import Config
 from posthouse.node_drain import NextHopDuty
+from posthouse.node_odmr import OdmrDuty
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.services.recipients import Publisher
 from posthouse.storage.recipient_lists import RecipientIndexes
@@ -28,13 +30,21 @@ def run_control(
     *,
     workers: int,
     listening: Sequence[tuple[str, int]],
+    odmr: Sequence[socket.socket],
 ) -> int:
-    """The duty of the control process until SIGTERM. listening: addresses of the SMTP door."""
-    return run_in_loop(_control(config, heartbeat, workers, listening))
+    """The duty of the control process until SIGTERM.
+
+    listening: addresses of the SMTP door; odmr: the sockets of the one for ATRN.
+    """
+    return run_in_loop(_control(config, heartbeat, workers, listening, odmr))
 
 
 async def _control(
-    config: Config, heartbeat: Heartbeat, workers: int, listening: Sequence[tuple[str, int]]
+    config: Config,
+    heartbeat: Heartbeat,
+    workers: int,
+    listening: Sequence[tuple[str, int]],
+    odmr: Sequence[socket.socket],
 ) -> int:
     indexes = RecipientIndexes(lists_directory(config.data_dir))
     indexes.prepare()
@@ -42,16 +52,20 @@ async def _control(
 
     async def reload(new: Config) -> None:
         next_hops.reload(new)
+        fetching.reload(new)
         publisher.set_sources(node_settings.make_sources(new))
         await publisher.refresh()
 
     process = Process(config, heartbeat, reload, read=read_again)
     next_hops = NextHopDuty(config, workers=workers, listening=listening)
+    fetching = OdmrDuty(config, workers=workers, states=next_hops.board, ways=next_hops.ways)
     await next_hops.open(config)
+    await fetching.open(odmr)
     await publisher.refresh()
     process.keep(publisher.run(), "watching recipient files")
     process.serve()
     await process.stopping.wait()
     await process.end_tasks()
+    await fetching.close()
     await next_hops.close()
     return 70 if process.failed else 0

@@ -16,6 +16,7 @@ from posthouse.node_process import clock_us
 from posthouse.ports import Body
 from posthouse.services.nexthops import NextHopBoard
 from posthouse.services.relay_settings import RelaySettings
+from posthouse.services.ways import DomainWays
 from posthouse.storage.nexthop_book import NextHopFile
 from posthouse.transports.resolver import DnsResolver
 from posthouse.transports.smtp_out import SmtpConnector
@@ -32,7 +33,8 @@ def nexthop_book(data_dir: Path) -> NextHopFile:
 
 
 class NextHopDuty:
-    """The board of a node with its door. `board` is a `ports_drain.NextHopStates` for others.
+    """The board of a node with its door. `board` is a `ports_drain.NextHopStates` for others,
+    `ways` says where their primaries are.
 
     workers, listening: as for the relays (`node_settings.make_relay`).
     """
@@ -43,15 +45,23 @@ class NextHopDuty:
         self._workers = workers
         self._listening = listening
         self._connector = SmtpConnector(node_settings.make_out(config), _no_body)
+        resolver = DnsResolver(
+            [str(server) for server in config.dns.servers] or None,
+            lifetime_seconds=config.dns.timeout.total_seconds(),
+        )
+        dice = random.Random()
+        self.ways = DomainWays(
+            node_settings.make_routes(config),
+            self._settings(config),
+            resolver=resolver,
+            shuffle=dice.shuffle,
+        )
         self.board = NextHopBoard(
             connector=self._connector,
-            resolver=DnsResolver(
-                [str(server) for server in config.dns.servers] or None,
-                lifetime_seconds=config.dns.timeout.total_seconds(),
-            ),
+            resolver=resolver,
             settings=self._settings(config),
             clock_us=clock_us,
-            dice=random.Random(),
+            dice=dice,
             book=nexthop_book(config.data_dir),
             expected=workers,
         )
@@ -64,7 +74,9 @@ class NextHopDuty:
 
     def reload(self, config: Config) -> None:
         """Watch over the next hops of this configuration."""
-        self.board.set_routes(node_settings.make_routes(config), self._settings(config))
+        routes, settings = node_settings.make_routes(config), self._settings(config)
+        self.ways.routes, self.ways.settings = routes, settings
+        self.board.set_routes(routes, settings)
 
     async def close(self) -> None:
         """End; what is to be kept is written."""

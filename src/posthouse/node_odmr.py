@@ -11,24 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
+import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from posthouse import observe
+from posthouse import node_settings, observe
+from posthouse.config_schema import Config
 from posthouse.domain.nexthop import pull_socket_name
-from posthouse.errors import NextHopFailure
+from posthouse.errors import ConfigError, NextHopFailure
 from posthouse.interfaces.control import bind_unix_socket
-from posthouse.interfaces.odmr_door import Line
+from posthouse.interfaces.odmr_door import Line, OdmrDesk, OdmrKeeper
 from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings
 from posthouse.mail.reply import Reply
+from posthouse.node_pending import count_pending
+from posthouse.node_process import clock_us
 from posthouse.ports import Target
+from posthouse.ports_drain import NextHopStates
 from posthouse.proto.server_events import ServerLimits
+from posthouse.services.etrn import EtrnDesk
 from posthouse.services.pulled import PulledReception
+from posthouse.services.ways import DomainWays
 from posthouse.transports.proxy_out import ProxySession
 from posthouse.transports.smtp_out import OutSettings
+from posthouse.transports.tls import TlsServer
 
 REVERSING: Final = Reply(250, "2.0.0", "OK now reversing the connection")
 NO_MAIL: Final = Reply(453, "4.0.0", "You have no mail")
@@ -203,3 +212,83 @@ class Turns:
                 return
             if still >= self._quiet_seconds and await self._count(domains) == 0:
                 return
+
+
+class OdmrDuty:
+    """The door for ATRN in the control process, where one is configured."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        workers: int,
+        states: NextHopStates,
+        ways: DomainWays,
+    ) -> None:
+        self._run = config.data_dir / "run"
+        self._workers = workers
+        self._states = states
+        self._ways = ways
+        self._servers: list[asyncio.Server] = []
+        self._turns = Turns(
+            self._run,
+            {},
+            out=node_settings.make_out(config),
+            tls_required=False,
+            count=self._count,
+            retry=states.retry,
+        )
+        self._keeper = OdmrKeeper(self._make_desk(config))
+
+    async def open(self, listeners: Sequence[socket.socket]) -> None:
+        """Take calls. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            self._servers.append(await loop.create_server(self._keeper.make_session, sock=listener))
+
+    def reload(self, config: Config) -> None:
+        """Users, secrets and certificate as they are now; lines under way go on."""
+        self._keeper.desk = self._make_desk(config)
+
+    async def close(self) -> None:
+        """Take no more calls, end every line."""
+        for server in self._servers:
+            server.close()
+        self._keeper.close()
+        await self._turns.close()
+
+    def _make_desk(self, config: Config) -> OdmrDesk:
+        domains = {pull.user: pull.domains for pull in config.pulls}
+        self._turns.domains_of = domains
+        self._turns.tls_required = config.relay.tls in ("required", "verified")
+        etrn = EtrnDesk(
+            [domain.name for domain in config.domains],
+            rights=domains,
+            ways=self._ways,
+            count=self._count,
+            retry=self._states.retry,
+            clock_us=clock_us,
+        )
+        return OdmrDesk(
+            hostname=config.hostname,
+            secrets={pull.user: pull.secret for pull in config.pulls},
+            challenge=functools.partial(make_challenge, config.hostname),
+            turn=self._turns.decide,
+            take=self._turns.take,
+            etrn=etrn.answer,
+            tls=_try_tls(config),
+        )
+
+    async def _count(self, domains: Collection[str]) -> int | None:
+        return await count_pending(self._run, self._workers, domains)
+
+
+def _try_tls(config: Config) -> TlsServer | None:
+    smtp = config.smtp
+    if smtp.certificate is None or smtp.private_key is None:
+        return None
+    try:
+        return TlsServer(smtp.certificate, smtp.private_key)
+    except ConfigError as error:
+        observe.alert("tls", f"STARTTLS is not offered for ATRN: {'; '.join(error.mistakes)}")
+        return None

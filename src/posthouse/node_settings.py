@@ -64,6 +64,7 @@ def make_door(config: Config, workers: int) -> DoorSettings:
             max_errors=smtp.max_errors,
             bare_newlines=smtp.bare_newlines,
             offer_starttls=smtp.certificate is not None,
+            offer_etrn=True,
         ),
         max_connections=min(share(smtp.max_connections, workers), find_session_limit()),
         max_connections_per_client=smtp.max_connections_per_client,

@@ -30,6 +30,7 @@ from posthouse.node_live import LiveVerification
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.node_sockets import BACKLOG, name_sockets
 from posthouse.node_spools import close_spools, open_spool, shards_of_worker
+from posthouse.node_standby import StandbyDuty
 from posthouse.node_turnaway import TurnAway
 from posthouse.ports import Body, Spool
 from posthouse.services.nexthop_follow import SharedStates
@@ -167,6 +168,15 @@ class Worker:
             resolver=self._resolver,
             tls=self._tls,
         )
+        self._standby = StandbyDuty(
+            config,
+            workers=self._workers,
+            listening=self._addresses(),
+            reception=self._reception,
+            states=self.next_hops,
+            resolver=self._resolver,
+        )
+        self._standby.attach(self._keeper)
         self._homeward = [self._make_homeward(spool) for spool in self._spools]
         self._desk = ControlDesk(
             self._spools,
@@ -310,6 +320,7 @@ class Worker:
             observe.trouble("master", "sessions did not end in good order", trouble)
         await self._live.close()
         await asyncio.gather(*(one.stop(LAST_SECONDS) for one in self._homeward))
+        self._standby.close()
         await self.next_hops.stop()
         await self._prober.close()
         await self._control.close()
@@ -324,6 +335,7 @@ class Worker:
             return  # taken up as soon as our shard can be opened
         self._reload_tls(config)
         self._reception.reload(node_settings.make_reception(config))
+        self._standby.reload(config)
         self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
         self._directories.set_domains([domain.name for domain in config.domains])
         self._set_routes(config)
