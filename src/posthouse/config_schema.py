@@ -126,6 +126,7 @@ class DomainConfig:
     client_info: str
     standby: str
     standby_patience: int
+    standby_window: timedelta
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -487,8 +488,15 @@ _DOMAIN = (
         "standby_patience",
         read_count(1, 1000),
         3,
-        'With "defer": how often the same sender and recipient are turned away, over 15 minutes '
-        "at least, before they are accepted.",
+        'With "defer": how often the same sender and recipient are turned away before they are '
+        "accepted.",
+    ),
+    _key(
+        "standby_window",
+        read_duration("1s", "1d"),
+        "15m",
+        'With "defer": over how long at least they are turned away. RFC 5321 §4.5.4.1 has clients '
+        "wait 30 minutes, impatient ones wait 5.",
     ),
 )
 

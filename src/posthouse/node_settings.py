@@ -108,7 +108,11 @@ def make_routes(config: Config) -> dict[str, RouteSettings]:
 def make_standby(config: Config) -> dict[str, StandbyRule]:
     """The domains that are not simply relayed while their primary is up."""
     return {
-        domain.name: StandbyRule(mode=Standby(domain.standby), patience=domain.standby_patience)
+        domain.name: StandbyRule(
+            mode=Standby(domain.standby),
+            patience=domain.standby_patience,
+            window_us=_us(domain.standby_window),
+        )
         for domain in config.domains
         if domain.standby != "relay"
     }

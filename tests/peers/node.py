@@ -77,6 +77,7 @@ class PosthouseNode:
                 **(domain_keys or {}),
             }
         ]
+        self.pulls: list[dict[str, object]] = []
         self._running: Running | None = None
         self.write()
 
@@ -90,6 +91,9 @@ class PosthouseNode:
         for domain in self.domains:
             lines.append("\n[[domain]]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in domain.items()]
+        for pull in self.pulls:
+            lines.append("\n[[pull]]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in pull.items()]
         self.file.write_text("\n".join(lines) + "\n")
 
     # ----------------------------------------------------------------- running

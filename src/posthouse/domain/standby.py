@@ -10,7 +10,7 @@ meanwhile is mostly from bots that try the last MX first and never come again.
 But paths break between two hosts while both are well (the seed's asymmetric
 routes), and RFC 5321 §5.1 makes such a client try every MX, again and again.
 So nobody is turned away for good: the same sender and recipient, turned away
-`patience` times over `PATIENCE_US` at least, are accepted, from whatever address
+`patience` times over `window_us` at least, are accepted, from whatever address
 they come (large senders retry from many), and so is everything else for that
 domain from the network that proved it, for `PROVEN_US`.
 """
@@ -49,15 +49,18 @@ class Turned(msgspec.Struct, frozen=True):
     times: int
 
 
-def decide_turn(known: Turned | None, *, now_us: int, patience: int) -> Turned | None:
+def decide_turn(
+    known: Turned | None, *, now_us: int, patience: int, window_us: int = PATIENCE_US
+) -> Turned | None:
     """Turn the client away (what to remember of it), or let it in: None.
 
-    known: what was remembered; patience: how often it is turned away, >= 1.
+    known: what was remembered; patience: how often it is turned away, >= 1; window_us: over
+    how long at least.
     A clock set back begins anew; it never lets anybody wait longer.
     """
     if known is None or not known.first_us <= now_us <= known.first_us + FORGET_US:
         return Turned(now_us, now_us, 1)
-    if known.times >= patience and now_us - known.first_us >= PATIENCE_US:
+    if known.times >= patience and now_us - known.first_us >= window_us:
         return None
     return Turned(known.first_us, now_us, min(known.times + 1, 0xFFFF))
 

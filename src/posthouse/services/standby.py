@@ -15,7 +15,7 @@ import msgspec
 
 from posthouse import observe
 from posthouse.domain import verdict
-from posthouse.domain.standby import Standby, Turned, decide_turn, is_proven
+from posthouse.domain.standby import PATIENCE_US, Standby, Turned, decide_turn, is_proven
 from posthouse.domain.verdict import Verdict
 from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Envelope, Recipient
@@ -31,10 +31,14 @@ Own = Callable[[], Verdict | Awaitable[Verdict]]
 
 
 class StandbyRule(msgspec.Struct, frozen=True, kw_only=True):
-    """What one domain wants. patience: how often a client is turned away, >= 1 (mode defer)."""
+    """What one domain wants.
+
+    Mode defer: patience: how often a client is turned away, >= 1; window_us: over how long.
+    """
 
     mode: Standby = Standby.RELAY
     patience: int = 3
+    window_us: int = PATIENCE_US
 
 
 class Memory(Protocol):
@@ -130,7 +134,9 @@ class StandbyGate:
         if proof is not None and is_proven(proof.last_us, now_us=now_us):
             return self._note(found, session)
         words = ("mail", domain, session.sender, mailbox.local)
-        turned = decide_turn(memory.find(*words), now_us=now_us, patience=rule.patience)
+        turned = decide_turn(
+            memory.find(*words), now_us=now_us, patience=rule.patience, window_us=rule.window_us
+        )
         if turned is not None:
             memory.put(turned, *words)
             return Verdict(BETTER_MX)
