@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -26,6 +27,7 @@ EX_NOPERM: Final = 77
 EX_CONFIG: Final = 78
 
 DEFAULT_FILES: Final = (Path("posthouse.toml"), Path("/etc/posthouse/posthouse.toml"))
+PRIMARY_FILES: Final = (Path("primary.toml"), Path("/etc/posthouse/primary.toml"))
 
 # name → (module, attribute, one line for --help)
 COMMANDS: Final = {
@@ -34,6 +36,7 @@ COMMANDS: Final = {
     "demo": ("posthouse.cli.demo", "demo", "Rehearse an outage on this machine."),
     "queue": ("posthouse.cli.queue", "queue", "Look into the spool and act on it."),
     "drain": ("posthouse.cli.drain", "drain", "How mail comes home: show, pause, resume."),
+    "roster": ("posthouse.cli.roster", "roster", "Make, look into, try and confirm rosters."),
     "pair": ("posthouse.cli.pair", "pair", "Exchange keys with the other side, once."),
     "status": ("posthouse.cli.status", "status", "One screen: domains, next hops, queue, lists."),
 }
@@ -42,25 +45,36 @@ COMMANDS: Final = {
 class LazyCommands(click.Group):
     """Knows names and summaries; imports a command when it is called."""
 
+    def __init__(
+        self, *arguments: Any, commands_table: Mapping[str, tuple[str, str, str]], **options: Any
+    ) -> None:
+        """commands_table: in the shape and in the order of COMMANDS."""
+        super().__init__(*arguments, **options)
+        self._table = commands_table
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click names it)
         """In the order of the table, which is the order of use."""
-        return list(COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import the command; None when there is none of that name."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._table:
             return None
-        module, attribute, _ = COMMANDS[cmd_name]
+        module, attribute, _ = self._table[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Summaries without importing anything."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, self._table[name][2]) for name in self.list_commands(ctx)])
 
 
-@click.command(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=LazyCommands,
+    commands_table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(posthouse.__version__, prog_name="posthouse")
 def posthouse_command() -> None:
     """A backup MX that people can trust with their mail.
@@ -106,6 +120,29 @@ def find_config(given: Path | None) -> Path:
             return candidate
     raise ConfigError(
         [f"there is neither ./{DEFAULT_FILES[0]} nor {DEFAULT_FILES[1]}; use --config FILE"]
+    )
+
+
+primary_config_option = click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="POSTHOUSE_PRIMARY_CONFIG",
+    show_envvar=True,
+    help="primary.toml  [default: ./primary.toml, then /etc/posthouse/primary.toml]",
+)
+
+
+def find_primary_config(given: Path | None) -> Path:
+    """The primary's file to read: the one given, else the first default that exists."""
+    if given is not None:
+        return given
+    for candidate in PRIMARY_FILES:
+        if candidate.exists():
+            return candidate
+    raise ConfigError(
+        [f"there is neither ./{PRIMARY_FILES[0]} nor {PRIMARY_FILES[1]}; use --config FILE"]
     )
 
 

@@ -138,7 +138,9 @@ class RecipientFile:
     """
 
     def __init__(self, domain: str, *, folded: bool = True) -> None:
-        """domain: lower-case A-labels. folded: False gives contents as the file spells them."""
+        """domain: lower-case A-labels. folded: False gives contents as the file spells
+        them, and leaves it to the caller what a file means that is for other domains only.
+        """
         self.domain = domain
         self._folded = folded
         self.fold = Fold()
@@ -180,7 +182,8 @@ class RecipientFile:
                     continue
                 self.entries += 1
                 yield text
-        if self.skipped and not self.entries and not self.catch_all and not self.mistake_count:
+        nobody = not self.entries and not self.catch_all
+        if self._folded and self.skipped and nobody and not self.mistake_count:
             self._line = 0
             self.report(
                 f"no line is for {self.domain}, {self.skipped} for other domains: the wrong file?"

@@ -16,6 +16,7 @@ import hashlib
 import multiprocessing
 import os
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -86,6 +87,15 @@ def sort_part(digests: bytes, width: int) -> bytes:
 def _prepare_worker() -> None:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
+    # A worker whose builder was killed would wait for work for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def count_cores() -> int:
