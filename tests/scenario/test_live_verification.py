@@ -9,6 +9,7 @@ import pytest
 
 from peers.node import PosthouseNode
 from peers.postfix import Postfix
+from peers.processes import wait_until
 from peers.smtp_tools import swaks
 
 pytestmark = pytest.mark.peers
@@ -32,7 +33,14 @@ def make_node(tmp_path: Path, primary: Postfix) -> Iterator[PosthouseNode]:
     del made.domains[0]["recipients"]
     made.write()
     with made:
+        # A next hop is `suspect` after a start, until the first probe: nobody is asked before.
+        wait_until(lambda: hop_states(made) == ["up"], what="the first probe")
         yield made
+
+
+def hop_states(node: PosthouseNode) -> list[str]:
+    """Of every next hop."""
+    return [hop["state"] for hop in node.status()["next_hops"]]
 
 
 def ask(node: PosthouseNode, user: str) -> str:
