@@ -18,6 +18,7 @@ from posthouse.config_pairs import load_backup_pairing, load_own_pairing
 from posthouse.config_primary_schema import (
     LAYOUT,
     PairedBackupConfig,
+    PostfixConfig,
     PrimaryConfig,
     PrimaryHttpsConfig,
     PublishedDomainConfig,
@@ -66,10 +67,12 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> PrimaryConf
     LAYOUT.check_top(table, findings)
     top = LAYOUT.read_top(table, findings)
     https = LAYOUT.read_table("https", table, findings)
+    postfix = LAYOUT.read_table("postfix", table, findings)
     log = LAYOUT.read_table("log", table, findings)
     domains = LAYOUT.read_tables("domain", table, findings, required=True)
     backups = LAYOUT.read_tables("backup", table, findings, required=False)
     _resolve(file.parent, top, https, log, domains, backups)
+    _resolve_places(file.parent, postfix, findings)
     _check_domains(domains, findings)
     _check_backups(top, domains, backups, findings)
     _check_https(https, bool(backups), findings)
@@ -78,6 +81,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> PrimaryConf
     config = PrimaryConfig(
         file=file,
         https=PrimaryHttpsConfig(**https),
+        postfix=PostfixConfig(**postfix),
         log=LogConfig(**log),
         domains=tuple(PublishedDomainConfig(**domain) for domain in domains),
         backups=tuple(PairedBackupConfig(**backup) for backup in backups),
@@ -108,6 +112,21 @@ def _resolve(
     for domain in domains:
         domain["sources"] = tuple(
             resolve_paths(spec, lambda path: str(base / path)) for spec in domain["sources"] or ()
+        )
+
+
+def _resolve_places(base: Path, postfix: dict[str, Any], findings: Findings) -> None:
+    """Sockets: absolute paths in directories that are there."""
+    for name, place in postfix.items():
+        if not isinstance(place, Path):
+            continue
+        path = postfix[name] = base / place
+        if findings.check_files and not path.parent.is_dir():
+            findings.wrong(("postfix", name), f"{path.parent} is not a directory", "make it first")
+    places = [place for place in postfix.values() if place is not None]
+    if len(places) != len(set(places)):
+        findings.wrong(
+            ("postfix", "policy_listen"), "is the same place as auth_socket", "name another one"
         )
 
 

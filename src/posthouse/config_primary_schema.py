@@ -21,6 +21,7 @@ from posthouse.config_primary_values import (
     read_fold,
     read_limits,
     read_local_part,
+    read_local_place,
     read_mx,
     read_policy,
     read_rules,
@@ -55,6 +56,14 @@ class PrimaryHttpsConfig:
     listen: tuple[Endpoint, ...]
     certificate: Path | None
     private_key: Path | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PostfixConfig:
+    """Where Postfix asks about agreements: [postfix]. A path of a Unix socket, or loopback."""
+
+    auth_socket: Path | Endpoint | None
+    policy_listen: Path | Endpoint | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +107,7 @@ class PrimaryConfig:
     data_dir: Path
     contact: str | None
     https: PrimaryHttpsConfig
+    postfix: PostfixConfig
     log: LogConfig
     domains: tuple[PublishedDomainConfig, ...]
     backups: tuple[PairedBackupConfig, ...]
@@ -139,6 +149,23 @@ _HTTPS = (
     ),
     _key("certificate", read_path, NONE, "PEM file, chain included."),
     _key("private_key", read_path, NONE, "PEM file, not encrypted."),
+)
+
+_POSTFIX = (
+    _key(
+        "auth_socket",
+        read_local_place,
+        NONE,
+        "Where Postfix asks about passwords of agreements (`smtpd_sasl_path`): the path of a Unix "
+        "socket, or a loopback address and port. See [postfix-kit.md](postfix-kit.md).",
+    ),
+    _key(
+        "policy_listen",
+        read_local_place,
+        NONE,
+        'Where Postfix asks about recipients (`check_policy_service`): "unix:PATH", or a loopback '
+        "address and port.",
+    ),
 )
 
 _DOMAIN = (
@@ -249,6 +276,7 @@ _BACKUP = (
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "": _TOP,
     "https": _HTTPS,
+    "postfix": _POSTFIX,
     "log": NODE_SECTIONS["log"],
     "domain": _DOMAIN,
     "backup": _BACKUP,

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from posthouse.config_values import (
+    Endpoint,
     Read,
     Wrong,
     read_choice,
     read_count,
     read_domain,
+    read_endpoint,
     read_flag,
     read_list,
     read_size,
@@ -280,3 +284,20 @@ def read_mx(value: Any) -> tuple[tuple[int, str], ...]:
     """The MX set, by preference."""
     records: tuple[tuple[int, str], ...] = read_list(_read_mx_record)(value)
     return tuple(sorted(records))
+
+
+def read_local_place(value: Any) -> Path | Endpoint:
+    """Where programs of this host connect to: "unix:PATH", a path, or a loopback address."""
+    text = read_text(value)
+    path = text.removeprefix("unix:")
+    if path != text or "/" in text:
+        if not Path(path).name:
+            raise Wrong(f"{say(value)} names no socket", 'write it like "unix:/run/posthouse/x"')
+        return Path(path)
+    place: Endpoint = read_endpoint()(text)
+    if not ip_address(place.address).is_loopback:
+        raise Wrong(
+            f"{say(value)} can be reached from outside",
+            'anybody could ask there: use "unix:PATH" or a loopback address',
+        )
+    return place

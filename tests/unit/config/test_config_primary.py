@@ -222,6 +222,33 @@ def test_shipped_rules(name: str, hit: str, miss: str) -> None:
     assert find(miss) is None
 
 
+def test_places_for_postfix(tmp_path: Path) -> None:
+    """A path, with or without "unix:", or a loopback address; relative paths start at the file."""
+    assert load_primary(write(tmp_path, SMALLEST)).postfix.auth_socket is None
+    text = SMALLEST + '[postfix]\nauth_socket = "./auth"\npolicy_listen = "127.0.0.1:10031"\n'
+    postfix = load_primary(write(tmp_path, text)).postfix
+    assert postfix.auth_socket == tmp_path / "auth"
+    assert str(postfix.policy_listen) == "127.0.0.1:10031"
+    text = SMALLEST + f'[postfix]\npolicy_listen = "unix:{tmp_path}/policy"\n'
+    assert load_primary(write(tmp_path, text)).postfix.policy_listen == tmp_path / "policy"
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ('auth_socket = "0.0.0.0:12345"', "can be reached from outside"),
+        ('auth_socket = "unix:"', "names no socket"),
+        ('auth_socket = "somewhere"', "is not an IP address with a port"),
+        ('auth_socket = "/no/such/place/auth"', "/no/such/place is not a directory"),
+        ('auth_socket = "/tmp/x"\npolicy_listen = "unix:/tmp/x"', "same place"),
+    ],
+)
+def test_wrong_places_for_postfix(tmp_path: Path, line: str, mistake: str) -> None:
+    """Nobody outside may guess at passwords, and a socket needs its directory."""
+    (told,) = mistakes_in(tmp_path, f"{SMALLEST}[postfix]\n{line}\n")
+    assert mistake in told
+
+
 def test_manual_has_every_key() -> None:
     """The tables of docs/primary.md are those of the schema."""
     manual = (Path(__file__).parents[3] / "docs" / "primary.md").read_text()
