@@ -67,7 +67,7 @@ def check_whole(
     if findings.check_files:
         if sections["relay"]["ca_file"] is not None:
             _check_readable(("relay", "ca_file"), sections["relay"]["ca_file"], findings.wrong)
-        _check_user(top["user"], findings)
+        check_user(top["user"], findings)
         _check_places(top["data_dir"], sections["log"]["to"], findings)
     names = {domain["name"] for domain in domains if domain["name"]}
     if top["contact"] is not None:
@@ -80,7 +80,8 @@ def check_whole(
             )
 
 
-def _check_user(name: str | None, findings: Findings) -> None:
+def check_user(name: str | None, findings: Findings) -> None:
+    """The account is there."""
     if name is None:
         return
     try:

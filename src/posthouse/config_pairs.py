@@ -58,7 +58,7 @@ def make_account(name: str, own: OwnPairing, domains: frozenset[str]) -> Account
         domains=domains,
         token_hashes=tuple(one.token_sha256 for one in own.credentials),
         roster_key_ids=tuple(
-            key_id(one.roster_key) if one.roster_key is not None else "" for one in own.credentials
+            key_id(one.roster_key) for one in own.credentials if one.roster_key is not None
         ),
     )
 

@@ -43,10 +43,12 @@ from posthouse.config_values import (
     read_list,
     read_mailbox,
     read_path,
+    read_text,
 )
 from posthouse.domain.recipients import Fold
 from posthouse.domain.source_specs import SourceSpec
 from posthouse.mail.roster import RosterLimits, RosterPolicy, RosterRule
+from posthouse.proto.base_url import parse_base_url
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +108,19 @@ class PrimaryConfig:
     base_url: str
     data_dir: Path
     contact: str | None
+    user: str | None
+    shutdown_grace: timedelta
     https: PrimaryHttpsConfig
     postfix: PostfixConfig
     log: LogConfig
     domains: tuple[PublishedDomainConfig, ...]
     backups: tuple[PairedBackupConfig, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def hostname(self) -> str:
+        """The host of base_url: for the log."""
+        return parse_base_url(self.base_url).host.strip("[]")
 
 
 def _key(name: str, read: Read, default: Any, why: str) -> Key:
@@ -138,6 +147,19 @@ _TOP = (
         "Keys, rosters and the book of agreements. Keep it private and back it up.",
     ),
     _key("contact", read_mailbox, NONE, "Who is told when a roster cannot be made."),
+    _key(
+        "user",
+        read_text,
+        NONE,
+        "Become this user after the ports are bound, when started as root. It must be able to "
+        "read the sources.",
+    ),
+    _key(
+        "shutdown_grace",
+        read_duration("0s", "1h"),
+        "10s",
+        "How long answers under way may take to finish after SIGTERM.",
+    ),
 )
 
 _HTTPS = (

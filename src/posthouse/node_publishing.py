@@ -32,6 +32,11 @@ ROSTER_KEY_FILE: Final = "roster.key"
 _ROSTERS: Final = "rosters"
 
 
+def rosters_directory(config: PrimaryConfig) -> Path:
+    """Where the rosters lie that were made."""
+    return config.data_dir / _ROSTERS
+
+
 def clock_s() -> int:
     """Seconds since 1970."""
     return int(time.time())
@@ -129,7 +134,7 @@ def make_plans(config: PrimaryConfig) -> tuple[Plan, ...]:
 
 def open_maker(config: PrimaryConfig) -> RosterMaker:
     """What makes rosters, in data_dir. Raises ConfigError."""
-    return RosterMaker(config.data_dir / _ROSTERS, load_signer(config), now_s=clock_s)
+    return RosterMaker(rosters_directory(config), load_signer(config), now_s=clock_s)
 
 
 def open_publisher(config: PrimaryConfig, alerts: AlertSink | None = None) -> RosterPublisher:
@@ -139,7 +144,7 @@ def open_publisher(config: PrimaryConfig, alerts: AlertSink | None = None) -> Ro
     """
     return RosterPublisher(
         open_maker(config),
-        RosterOffers(config.data_dir / _ROSTERS),
+        RosterOffers(rosters_directory(config)),
         make_plans(config),
         alerts=alerts or _LogAlerts(),
         now_s=clock_s,

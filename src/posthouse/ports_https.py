@@ -97,13 +97,13 @@ class Party(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks. name: the forwarder-ID of a backup, or a primary's party.
 
     domains: those listed in its pairing (A-labels): it may ask for no others.
-    roster_key_id: of the roster key that was handed out with the token it showed, "" for
-    a primary.
+    roster_key_ids: of the roster keys it holds: the one handed out with the token it
+    showed, then former ones; () for a primary.
     """
 
     name: str
     domains: frozenset[str]
-    roster_key_id: str = ""
+    roster_key_ids: tuple[str, ...] = ()
 
 
 class Parties(Protocol):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fakes.http_server import Certificate
+from posthouse.domain.buckets import Buckets
 from posthouse.interfaces.https_app import PartyLimits, PeerRoute, make_app
-from posthouse.interfaces.https_limits import Buckets
 from posthouse.interfaces.https_wire import HttpsLimits, Switchboard
 from posthouse.ports import TlsServer
 from posthouse.ports_https import Parties, Party
@@ -29,8 +29,8 @@ class FakeParties:
         return self.tokens.get(token)
 
 
-def party(name: str, *domains: str, key_id: str = "") -> Party:
-    return Party(name=name, domains=frozenset(domains), roster_key_id=key_id)
+def party(name: str, *domains: str, key_ids: tuple[str, ...] = ()) -> Party:
+    return Party(name=name, domains=frozenset(domains), roster_key_ids=key_ids)
 
 
 def generous() -> PartyLimits:

@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "queue": ("posthouse.cli.queue", "queue", "Look into the spool and act on it."),
     "drain": ("posthouse.cli.drain", "drain", "How mail comes home: show, pause, resume."),
     "roster": ("posthouse.cli.roster", "roster", "Make, look into, try and confirm rosters."),
+    "primary": ("posthouse.cli.primary", "primary", "What runs beside the primary mail server."),
     "pair": ("posthouse.cli.pair", "pair", "Exchange keys with the other side, once."),
     "status": ("posthouse.cli.status", "status", "One screen: domains, next hops, queue, lists."),
 }

@@ -22,9 +22,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from posthouse import observe
+from posthouse.domain.buckets import RateLimit
 from posthouse.domain.client_network import client_network, plain_address
 from posthouse.errors import StorageError
-from posthouse.interfaces.https_limits import RateLimit
 from posthouse.interfaces.https_problems import (
     NO_JSON,
     NO_TOKEN,

@@ -51,13 +51,17 @@ class RosterDesk:
             since = _read_serial(request.query["since"])
             if since is None:
                 return _BAD_SINCE
-        reply = await self._rosters.find(
-            domain,
-            request.party.roster_key_id,
-            since=since,
-            if_none_match=request.headers.get("if-none-match", ""),
-        )
-        return _NO_ROSTER if reply is None else _make_answer(reply)
+        # After a rotation a roster of the former key is served until there is one of the new.
+        for key_id in request.party.roster_key_ids:
+            reply = await self._rosters.find(
+                domain,
+                key_id,
+                since=since,
+                if_none_match=request.headers.get("if-none-match", ""),
+            )
+            if reply is not None:
+                return _make_answer(reply)
+        return _NO_ROSTER
 
 
 def _make_answer(reply: RosterReply) -> PeerAnswer:

@@ -92,6 +92,11 @@ class Switchboard:
             self._servers.append(await loop.create_server(partial(Connection, self), sock=listener))
         self._sweeper = loop.create_task(self._sweep())
 
+    def reload(self, app: Any, *, tls: TlsServer | None) -> None:
+        """Serve something else, under another certificate, to connections to come."""
+        self.config.loaded_app = app
+        self.tls = tls
+
     async def close(self, grace_seconds: float) -> None:
         """Accept no more; let running answers finish within the grace; cut the rest."""
         for server in self._servers:

@@ -31,7 +31,7 @@ class TokenUses(Protocol):
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """One party with the hashes of the tokens it was given, oldest first.
 
-    roster_key_ids: of the roster keys handed out with them, "" where there was none.
+    roster_key_ids: of the roster keys handed out with them; () for a primary.
     """
 
     name: str
@@ -71,11 +71,10 @@ class PairedParties:
         if index < find_first_valid(account.token_hashes, self._uses):
             return None
         self._note_use(account, index)
-        key_ids = account.roster_key_ids
         return Party(
             name=account.name,
             domains=account.domains,
-            roster_key_id=key_ids[index] if index < len(key_ids) else "",
+            roster_key_ids=account.roster_key_ids[: index + 1][::-1],
         )
 
     def _note_use(self, account: Account, index: int) -> None:

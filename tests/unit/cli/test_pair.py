@@ -191,7 +191,7 @@ def test_rotation(world: World) -> None:
     assert parties.find(before.token) is not None
     shown = parties.find(after.token)
     assert shown is not None
-    assert shown.roster_key_id == signing.key_id(after.roster_key)
+    assert shown.roster_key_ids[0] == signing.key_id(after.roster_key)
     assert parties.find(before.token) is None
 
 

@@ -45,7 +45,7 @@ def test_files_are_read(tmp_path: Path) -> None:
     assert account.token_hashes == (hash_token("t"),)
     assert account.roster_key_ids == (key_id(b"r" * 32),)
     backup = make_account("example.com", load_own_pairing(path, "backup"), frozenset())
-    assert backup.roster_key_ids == ("",)
+    assert backup.roster_key_ids == ()
 
 
 def test_mistakes_name_file_and_remedy(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from fakes.https_stage import Client, FakeParties, connected, generous, open_door, party
+from posthouse.domain.buckets import Buckets
 from posthouse.errors import StorageBroken
 from posthouse.interfaces.https_app import PartyLimits, PeerRoute
-from posthouse.interfaces.https_limits import Buckets
 from posthouse.interfaces.https_rosters import ROSTER_PATH, RosterDesk
 from posthouse.ports_https import MAX_JSON_BYTES, PeerAnswer, PeerRequest, ProblemAnswer
 from posthouse.ports_publish import RosterReply, RosterReplyKind
 
 PARTIES = FakeParties(
-    good=party("mx2.example.net", "example.com", key_id="k1"),
-    other=party("mx3.example.net", "example.org", key_id="k2"),
+    good=party("mx2.example.net", "example.com", key_ids=("k1", "k0")),
+    other=party("mx3.example.net", "example.org", key_ids=("k2",)),
 )
 
 
@@ -43,12 +43,13 @@ class Rosters:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.asked: list[tuple[str, str, int | None, str]] = []
+        self.missing = ""
 
     async def find(
         self, domain: str, key_id: str, *, since: int | None = None, if_none_match: str = ""
     ) -> RosterReply | None:
         self.asked.append((domain, key_id, since, if_none_match))
-        if domain != "example.com":
+        if domain != "example.com" or key_id == self.missing:
             return None
         if if_none_match == '"7"':
             return RosterReply(kind=RosterReplyKind.NOT_MODIFIED, serial=7)
@@ -302,6 +303,15 @@ async def test_a_whole_roster(rosters: tuple[Rosters, Client]) -> None:
     assert (answer.status, answer.headers["content-length"]) == (200, "1024000")
     client.ask("GET", "/v1/rosters/example.com")
     assert (await client.read()).status == 200
+
+
+async def test_a_roster_of_the_former_key(rosters: tuple[Rosters, Client]) -> None:
+    """After a rotation it is served until there is one of the new key: no gap."""
+    found, client = rosters
+    found.missing = "k1"
+    client.ask("GET", "/v1/rosters/example.com")
+    assert (await client.read()).status == 200
+    assert [key_id for _, key_id, _, _ in found.asked] == ["k1", "k0"]
 
 
 async def test_not_modified_and_deltas(rosters: tuple[Rosters, Client]) -> None:

@@ -42,10 +42,10 @@ def test_tokens_name_their_party() -> None:
     parties = PairedParties([account("a", "ta"), account("b", "tb")], Memory())
     found = parties.find("tb")
     assert found is not None
-    assert (found.name, found.domains, found.roster_key_id) == (
+    assert (found.name, found.domains, found.roster_key_ids) == (
         "b",
         frozenset({"b.example"}),
-        "key of tb",
+        ("key of tb",),
     )
     for wrong in ("", "t", "taa", "TA", sha("ta").hex(), "\udcff"):
         assert parties.find(wrong) is None
@@ -59,7 +59,7 @@ def test_both_tokens_are_good_until_the_new_one_is_shown() -> None:
     assert parties.find("old") is not None
     found = parties.find("new")
     assert found is not None
-    assert found.roster_key_id == "key of new"
+    assert found.roster_key_ids == ("key of new", "key of old")
     assert parties.find("old") is None
     assert parties.find("new") is not None
     after_restart = PairedParties([account("a", "old", "new")], uses)

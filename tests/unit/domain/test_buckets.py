@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from posthouse.interfaces import https_limits
-from posthouse.interfaces.https_limits import Buckets
+from posthouse.domain import buckets as buckets_module
+from posthouse.domain.buckets import Buckets
 
 
 def test_a_burst_then_a_rate() -> None:
@@ -34,7 +34,7 @@ def test_memory_is_bounded() -> None:
     """The key asked longest ago is forgotten first."""
     buckets = Buckets(per_minute=1, burst=1, clock=lambda: 0.0)
     buckets.take("first")
-    for number in range(https_limits._MAX_KEYS - 1):
+    for number in range(buckets_module._MAX_KEYS - 1):
         buckets.take(str(number))
     assert buckets.peek("first") > 0
     buckets.take("one more")
