@@ -82,6 +82,8 @@ hostname = "mx2.example.net"
 data_dir = "{self.spool()}"
 contact = "ops@elsewhere.example"
 workers = {workers}
+[alerts]
+mail = false
 [smtp]
 listen = ["127.0.0.1:{self.port}"]
 reverse_dns = false

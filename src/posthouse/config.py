@@ -27,6 +27,7 @@ from posthouse.config_schema import (
     SmtpConfig,
     SpoolConfig,
 )
+from posthouse.config_schema_alerts import AlertsConfig, check_alerts
 from posthouse.config_schema_peers import HttpsConfig, PairedPrimaryConfig
 from posthouse.config_schema_pull import OdmrConfig, read_pulls
 from posthouse.errors import ConfigError
@@ -71,6 +72,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
     check_https(sections["https"], sections["smtp"], findings)
     check_primaries(primaries, findings)
     fetched = read_pulls(pulls, sections["odmr"]["listen"], domains, findings)
+    check_alerts(sections["alerts"], top["contact"], findings)
     if findings.mistakes:
         return None
     config = Config(
@@ -81,6 +83,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
         log=LogConfig(**sections["log"]),
         spool=SpoolConfig(**sections["spool"]),
         https=HttpsConfig(**sections["https"]),
+        alerts=AlertsConfig(**sections["alerts"]),
         domains=tuple(DomainConfig(**domain) for domain in domains),
         primaries=tuple(PairedPrimaryConfig(**primary) for primary in primaries),
         odmr=OdmrConfig(**sections["odmr"]),
@@ -105,6 +108,8 @@ def _resolve_paths(
         (sections["relay"], "ca_file"),
         (sections["https"], "certificate"),
         (sections["https"], "private_key"),
+        (sections["alerts"], "webhook_secret_file"),
+        (sections["alerts"], "webhook_ca_file"),
         *((domain, "recipients") for domain in domains),
         *((o, name) for o in others for name in ("pairing", "own", "secret_file") if name in o),
     ):

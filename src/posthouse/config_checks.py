@@ -78,6 +78,13 @@ def check_whole(
                 f"{at} is behind this backup: alerts would wait for the primary they are about",
                 "use an address elsewhere",
             )
+        hops = {hop.host for domain in domains for hop in domain["next_hop"] or ()}
+        if at in hops:
+            findings.warn(
+                ("contact",),
+                f"{at} is a next hop of this backup: no alert is sent through it",
+                "use an address elsewhere",
+            )
 
 
 def check_user(name: str | None, findings: Findings) -> None:

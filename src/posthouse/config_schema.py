@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from posthouse.config_reading import NONE, REQUIRED, Absent, Key, Layout
+from posthouse.config_schema_alerts import ALERTS, AlertsConfig
 from posthouse.config_schema_peers import (
     HTTPS_KEYS,
     PRIMARY_KEYS,
@@ -127,6 +128,8 @@ class DomainConfig:
     standby: str
     standby_patience: int
     standby_window: timedelta
+    quota_size: int | None
+    quota_count: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +149,7 @@ class Config:
     log: LogConfig
     spool: SpoolConfig
     https: HttpsConfig
+    alerts: AlertsConfig
     domains: tuple[DomainConfig, ...]
     primaries: tuple[PairedPrimaryConfig, ...] = ()
     odmr: OdmrConfig
@@ -498,6 +502,19 @@ _DOMAIN = (
         'With "defer": over how long at least they are turned away. RFC 5321 §4.5.4.1 has clients '
         "wait 30 minutes, impatient ones wait 5.",
     ),
+    _key(
+        "quota_size",
+        read_size("1MB", "1000TiB"),
+        NONE,
+        "Octets this domain may have here, queued and held; beyond it 452 4.3.1 for this domain "
+        "alone. Not counted exactly (docs/queue.md).",
+    ),
+    _key(
+        "quota_count",
+        read_count(1, 1_000_000_000),
+        NONE,
+        "Recipients this domain may have here, likewise.",
+    ),
 )
 
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
@@ -508,6 +525,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "log": _LOG,
     "spool": _SPOOL,
     "https": HTTPS_KEYS,
+    "alerts": ALERTS,
     "domain": _DOMAIN,
     "primary": PRIMARY_KEYS,
     "odmr": ODMR_KEYS,

@@ -14,6 +14,7 @@ from posthouse.config_schema import Config
 from posthouse.node_drain import NextHopDuty
 from posthouse.node_odmr import OdmrDuty
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
+from posthouse.node_watch import Watch
 from posthouse.services.recipients import Publisher
 from posthouse.storage.recipient_lists import RecipientIndexes
 from posthouse.supervisor import Heartbeat
@@ -53,6 +54,7 @@ async def _control(
     async def reload(new: Config) -> None:
         next_hops.reload(new)
         fetching.reload(new)
+        await watch.reload(new)
         publisher.set_sources(node_settings.make_sources(new))
         await publisher.refresh()
 
@@ -61,8 +63,16 @@ async def _control(
     fetching = OdmrDuty(config, workers=workers, states=next_hops.board, ways=next_hops.ways)
     await next_hops.open(config)
     await fetching.open(odmr)
+    watch = Watch(
+        config,
+        lists=publisher.describe,
+        states=next_hops.board,
+        listening=listening,
+        clock_us=clock_us,
+    )
     await publisher.refresh()
     process.keep(publisher.run(), "watching recipient files")
+    process.keep(watch.run(), "watching the node")
     process.serve()
     await process.stopping.wait()
     await process.end_tasks()

@@ -32,12 +32,15 @@ from posthouse.node_sockets import BACKLOG, name_sockets
 from posthouse.node_spools import close_spools, open_spool, shards_of_worker
 from posthouse.node_standby import StandbyDuty
 from posthouse.node_turnaway import TurnAway
+from posthouse.node_watch import availability_file
 from posthouse.ports import Body, Spool
 from posthouse.services.nexthop_follow import SharedStates
 from posthouse.services.reception import Reception
 from posthouse.services.recipients import Directories
 from posthouse.services.relay import Relay
 from posthouse.services.sweeper import Sweeper
+from posthouse.services.tallies import Tallier
+from posthouse.storage.availability_store import SqliteAvailability
 from posthouse.storage.recipient_lists import RecipientIndexes
 from posthouse.supervisor import Heartbeat
 from posthouse.transports.drain_line import UnixDrainLine
@@ -126,6 +129,12 @@ class Worker:
             clock_us=clock_us,
             dice=random.Random(),
         )
+        self._tallier = Tallier(
+            index,
+            lambda: SqliteAvailability.open(availability_file(config.data_dir)),
+            domains=lambda: {domain.name for domain in self.process.config.domains},
+            clock_us=clock_us,
+        )
         self._alerts: dict[str, AlertStatus] = {}
         self._serving = False
         self._unopened: list[int] = []
@@ -195,6 +204,7 @@ class Worker:
             homeward.relay.start()
             homeward.sweeper.start()
         self._serving = True
+        self.process.keep(self._tallier.run(), "counting for reports")
         self.process.keep(self._directories.run(), "watching recipient lists")
         self.process.keep(self._try_again(), "trying again")
         loop = asyncio.get_running_loop()
@@ -323,6 +333,7 @@ class Worker:
         self._standby.close()
         await self.next_hops.stop()
         await self._prober.close()
+        await self._tallier.write()
         await self._control.close()
         await close_spools(self._spools)
         observe.gather_with(None)

@@ -29,6 +29,8 @@ from typing import Any, Final
 
 import msgspec
 
+from posthouse import tally
+
 _json = msgspec.json.Encoder()
 
 
@@ -430,6 +432,8 @@ def recipient_refused(
 ) -> None:
     """RCPT got a 4xx or 5xx. `reply` is "550 5.1.1 text" without the address."""
     counters.recipients_refused += 1
+    if reply.startswith("550 5.1.1"):
+        tally.of(recipient).unknown += 1
     _sink.put(
         "smtpd",
         f"NOQUEUE: reject: RCPT from {clean(name)}[{address}]: {clean(reply)}; "
@@ -505,6 +509,7 @@ def message_accepted(
     counters.messages_accepted += 1
     counters.accepted_bytes += size_bytes
     addresses = tuple(recipients)
+    _tally_accepted(addresses, size_bytes)
     if _sink.json:
         _sink.put(
             "smtpd",
@@ -532,6 +537,18 @@ def message_accepted(
     )
 
 
+def _tally_accepted(addresses: tuple[str, ...], size_bytes: int) -> None:
+    """Count a message once for each domain it has a recipient in."""
+    counts = [tally.of(addresses[0])] if len(addresses) == 1 else []
+    for address in addresses[len(counts) :]:
+        found = tally.of(address)
+        if not any(one is found for one in counts):
+            counts.append(found)
+    for one in counts:
+        one.accepted += 1
+        one.accepted_bytes += size_bytes
+
+
 # --------------------------------------------------------------------------- relay (smtp)
 
 
@@ -544,6 +561,7 @@ def recipient_settled(
     dsn: str,
     status: str,
     text: str,
+    size_bytes: int = 0,
 ) -> None:
     """One recipient's outcome.
 
@@ -551,10 +569,15 @@ def recipient_settled(
     """
     if status == "sent":
         counters.recipients_delivered += 1
+        count = tally.of(recipient)
+        count.delivered += 1
+        count.delivered_bytes += size_bytes
+        count.longest_us = max(count.longest_us, int(delay_seconds * 1e6))
     elif status == "deferred":
         counters.recipients_deferred += 1
     else:
         counters.recipients_held += 1
+        tally.of(recipient).held += 1
     _sink.put(
         "smtp",
         f"{queue_id}: to=<{clean(recipient)}>, relay={clean(relay)}, delay={delay_seconds:.2f}, "

@@ -154,13 +154,18 @@ class OperatorAction(enum.StrEnum):
 
 
 class DomainTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts for one domain in one shard. Sizes are in octets, counts are recipients."""
+    """Counts for one domain in one shard. Sizes are in octets, counts are recipients.
+
+    oldest_us: when the oldest message here was received, oldest_queued_us: the oldest of those
+    with a queued recipient.
+    """
 
     domain: str
     queued: int
     held: int
     oldest_us: int | None
     size_bytes: int
+    oldest_queued_us: int | None = None
 
 
 # --------------------------------------------------------------------------- spool: the port

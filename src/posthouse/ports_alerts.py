@@ -17,6 +17,8 @@ from typing import Protocol
 
 import msgspec
 
+from posthouse.tally import Tally
+
 
 class AlertKind(enum.StrEnum):
     """The kinds there are; the values are what operators filter by. New ones may be added."""
@@ -143,53 +145,69 @@ class AvailabilityLog(Protocol):
         """
 
 
-class PeriodFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One stretch of time that a next hop spent up or down. to_us None: it lasts."""
+class Outage(msgspec.Struct, frozen=True, kw_only=True):
+    """One stretch of time in which a next hop took no mail. to_us None: it lasts.
+
+    reasons: in the order in which they came, each once. why: the peer's last words.
+    meanwhile: what happened to the domain's mail during it.
+    """
 
     next_hop: str
-    up: bool
-    reason: Reason
+    reasons: tuple[Reason, ...]
     why: str
     from_us: int
     to_us: int | None
+    meanwhile: Tally
 
 
-class Tally(msgspec.Struct, kw_only=True):
-    """What happened to one domain's mail in some time.
+class DomainHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """One domain in some time. watched_us: how much of it a node ran and looked."""
 
-    accepted, accepted_bytes: messages answered 250 that have a recipient there; delivered,
-    held: recipients; delivered_bytes: octets of the messages, once for each recipient;
-    unknown: RCPT answered 550 5.1.1; longest_us: the longest that a recipient delivered in
-    that time had waited.
-    """
-
-    accepted: int = 0
-    accepted_bytes: int = 0
-    delivered: int = 0
-    delivered_bytes: int = 0
-    held: int = 0
-    unknown: int = 0
-    longest_us: int = 0
-
-    def add(self, other: Tally) -> None:
-        """Put another one on top."""
-        self.accepted += other.accepted
-        self.accepted_bytes += other.accepted_bytes
-        self.delivered += other.delivered
-        self.delivered_bytes += other.delivered_bytes
-        self.held += other.held
-        self.unknown += other.unknown
-        self.longest_us = max(self.longest_us, other.longest_us)
+    outages: tuple[Outage, ...]
+    tally: Tally
+    next_hops: tuple[str, ...]
+    watched_us: int
 
 
 class TallyBook(Protocol):
     """Where the workers write what they counted; every worker its own rows.
 
+    Blocks: call it in a thread. Raises StorageError.
+    """
+
+    def add(self, worker: int, counts: Mapping[str, Tally], *, now_us: int) -> None:
+        """Add counts by domain to the hour of `now_us`. All or nothing."""
+
+
+class AvailabilityStore(TallyBook, Protocol):
+    """The history of next hops and domains, kept for 400 days.
+
     All methods block: call them in a thread, one at a time. They raise StorageError.
     """
 
-    def add(self, counts: Mapping[str, Tally], *, now_us: int) -> None:
-        """Add counts by domain to the hour of `now_us`. All or nothing."""
+    def watched(self, *, now_us: int, fresh: bool) -> None:
+        """A node runs and looks. fresh: it has just begun to."""
+
+    def follow(self, next_hop: str, domains: Sequence[str], *, now_us: int) -> None:
+        """These domains' mail goes to that next hop."""
+
+    def open_outages(self) -> Sequence[Outage]:
+        """Those that last, with no counts."""
+
+    def begin_outage(self, next_hop: str, reason: Reason, why: str, *, from_us: int) -> None:
+        """It takes no mail since then. One that lasts goes on."""
+
+    def explain_outage(self, next_hop: str, reason: Reason, why: str) -> None:
+        """It goes on, for this reason now."""
+
+    def end_outage(self, next_hop: str, *, to_us: int) -> None:
+        """It takes mail again since then. Harmless when there is none."""
+
+    def read(self, domain: str, *, from_us: int, to_us: int) -> DomainHistory:
+        """What is known of a domain; tallies by the hour, in UTC."""
+
+    def prune(self, *, before_us: int) -> None:
+        """Forget what ended before that."""
 
 
 class AlertStore(Protocol):

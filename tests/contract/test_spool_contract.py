@@ -627,9 +627,14 @@ async def test_an_action_reaches_more_rows_than_fit_one_transaction(house: House
 async def test_totals_count_by_domain(house: House) -> None:
     """Recipients by state; each message's octets once for each domain."""
     one = await house.accept("a@example.com", "b@example.com", "c@example.net", body=bytes(100))
-    await house.accept("d@example.com", body=bytes(11))
+    two = await house.accept("d@example.com", body=bytes(11))
     await house.settle(one, 0, Outcome.HELD)
     com, net = await house.spool.totals()
     assert (com.domain, com.queued, com.held, com.size_bytes) == ("example.com", 2, 1, 111)
     assert (net.domain, net.queued, net.held, net.size_bytes) == ("example.net", 1, 0, 100)
     assert com.oldest_us == net.oldest_us == time_us_of(one)
+    await house.settle(one, 1, Outcome.HELD)
+    await house.settle(one, 2, Outcome.HELD)
+    com, net = await house.spool.totals()
+    assert (com.oldest_us, net.oldest_us) == (time_us_of(one), time_us_of(one))
+    assert (com.oldest_queued_us, net.oldest_queued_us) == (time_us_of(two), None)

@@ -382,6 +382,7 @@ class MemorySpool:
 
     async def totals(self) -> Sequence[DomainTotals]:
         counts: dict[str, list[int]] = {}
+        waiting: dict[str, int] = {}
         for message in self._messages.values():
             seen = set()
             for row in message.rows.values():
@@ -390,11 +391,20 @@ class MemorySpool:
                 entry = counts.setdefault(domain, [0, 0, received_us, 0])
                 entry[row.recipient.state] += 1
                 entry[2] = min(entry[2], received_us)
+                if row.recipient.state is State.QUEUED:
+                    waiting[domain] = min(received_us, waiting.get(domain, received_us))
                 if domain not in seen:
                     seen.add(domain)
                     entry[3] += len(message.body)
         return [
-            DomainTotals(domain=d, queued=q, held=h, oldest_us=o, size_bytes=s)
+            DomainTotals(
+                domain=d,
+                queued=q,
+                held=h,
+                oldest_us=o,
+                size_bytes=s,
+                oldest_queued_us=waiting.get(d),
+            )
             for d, (q, h, o, s) in sorted(counts.items())
         ]
 

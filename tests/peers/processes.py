@@ -220,10 +220,10 @@ class Running:
             return ""
         return self.output.read_bytes()[-20_000:].decode("utf-8", "replace")
 
-    def wait_answering(self, port: int, *, seconds: float = 20) -> None:
-        """Wait until it accepts connections on 127.0.0.1:`port`. Raises PeerFailed with its output."""
+    def wait_answering(self, port: int, *, host: str = "127.0.0.1", seconds: float = 20) -> None:
+        """Wait until it accepts connections on `host`:`port`. Raises PeerFailed with its output."""
         deadline = time.monotonic() + seconds
-        while not answers(port):
+        while not answers(port, host=host):
             if not self.alive or time.monotonic() > deadline:
                 self.stop()
                 raise PeerFailed(f"{self.arguments[0]} does not answer on {port}: {self.said()}")

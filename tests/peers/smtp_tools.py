@@ -134,6 +134,7 @@ class SmtpSink:
         directory: Path,
         *,
         port: int | None = None,
+        host: str = "127.0.0.1",
         backlog: int = 1024,
         keep_in: Path | None = None,
         options: Sequence[str] = (),
@@ -147,7 +148,8 @@ class SmtpSink:
         if keep_in is not None:
             keep_in.mkdir(parents=True, exist_ok=True)
             self._command += ["-d", f"{keep_in}/%M."]
-        self._command += [*options, f"127.0.0.1:{self.port}", str(backlog)]
+        self._host = host
+        self._command += [*options, f"{host}:{self.port}", str(backlog)]
         self._keep_in = keep_in
         self._running: Running | None = None
 
@@ -155,7 +157,7 @@ class SmtpSink:
         """Start (again); counters begin at zero. Returns when connections are taken."""
         self._counters.write_bytes(b"")
         self._running = Running(self._command, output=self._counters)
-        self._running.wait_answering(self.port)
+        self._running.wait_answering(self.port, host=self._host)
 
     def stop(self) -> None:
         """End it; the port is closed afterwards. Harmless when repeated."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,17 @@ from typing import Any
 import click
 
 import posthouse
+from posthouse.cli.alerts import read_alerts
 from posthouse.cli.desks import Desks
 from posthouse.cli.main import config_option, find_config
 from posthouse.cli.texts import tell_age, tell_size, tell_utc
 from posthouse.config import load
 from posthouse.config_schema import Config
 from posthouse.domain.drain import State
-from posthouse.interfaces.control_wire import NextHopStatus, WorkerStatus
+from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
 from posthouse.observe import clean
 from posthouse.ports import DomainTotals
+from posthouse.ports_alerts import Alert, StoredAlert
 
 # The worst state of any worker is the one worth showing.
 _SEVERITY = {
@@ -40,6 +42,9 @@ _SEVERITY = {
 }
 
 
+MOST_ALERTS = 100
+
+
 @click.command()
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
@@ -51,7 +56,8 @@ def status(config_file: Path | None, as_json: bool) -> int:
     with connect_desks(config) as (connections, live), Desks(connections, live=live) as desks:
         totals = merge_totals(desks.totals())
         workers = desks.status() if live else []
-    document = make_document(config, workers, totals, live=live)
+    stored = read_alerts(config, everything=False, limit=MOST_ALERTS)
+    document = make_document(config, workers, totals, live=live, stored=stored)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -66,11 +72,14 @@ def merge_totals(rows: Iterable[DomainTotals]) -> dict[str, DomainTotals]:
         known = merged.get(row.domain)
         if known is not None:
             oldest = [at for at in (known.oldest_us, row.oldest_us) if at is not None]
+            both = (known.oldest_queued_us, row.oldest_queued_us)
+            waiting = [at for at in both if at is not None]
             row = DomainTotals(
                 domain=row.domain,
                 queued=known.queued + row.queued,
                 held=known.held + row.held,
                 oldest_us=min(oldest, default=None),
+                oldest_queued_us=min(waiting, default=None),
                 size_bytes=known.size_bytes + row.size_bytes,
             )
         merged[row.domain] = row
@@ -105,6 +114,7 @@ def make_document(
     totals: dict[str, DomainTotals],
     *,
     live: bool,
+    stored: Sequence[StoredAlert] = (),
 ) -> dict[str, Any]:
     """Everything `status` knows, as --json shows it."""
     counters: dict[str, int] = {}
@@ -112,7 +122,6 @@ def make_document(
         for name, count in worker.counters.items():
             counters[name] = counters.get(name, 0) + count
     problems = dict.fromkeys(w.intake_problem for w in workers if w.intake_problem)
-    alerts = {(one.kind, one.text): one for worker in workers for one in worker.alerts}
     return {
         "hostname": config.hostname,
         "version": workers[0].version if workers else posthouse.__version__,
@@ -138,10 +147,33 @@ def make_document(
             }
             for hop in merge_next_hops(workers).values()
         ],
-        "alerts": [
-            {"kind": one.kind, "text": one.text, "since": _tell(one.since_us)}
-            for one in alerts.values()
-        ],
+        "alerts": list(_alert_documents(workers, stored)),
+    }
+
+
+def _alert_documents(
+    workers: list[WorkerStatus], stored: Sequence[StoredAlert]
+) -> Iterator[dict[str, Any]]:
+    """What is stored, and what workers say that is too young to be."""
+    kinds = {one.alert.kind for one in stored}
+    for one in stored:
+        yield _alert_document(one.alert)
+    for young in {
+        (alert.kind, alert.text): alert
+        for worker in workers
+        for alert in worker.alerts
+        if alert.kind not in kinds
+    }.values():
+        yield _alert_document(young)
+
+
+def _alert_document(one: Alert | AlertStatus) -> dict[str, Any]:
+    return {
+        "kind": one.kind,
+        "subject": one.subject,
+        "text": one.text,
+        "since": _tell(one.since_us),
+        "what_to_do": one.what_to_do,
     }
 
 
@@ -228,6 +260,8 @@ def format_screen(document: dict[str, Any]) -> Iterator[str]:
         for alert in document["alerts"]:
             since = f" (since {_local(alert['since'])})" if alert["since"] else ""
             yield f"  {alert['kind']}: {clean(alert['text'])}{since}"
+            if alert["what_to_do"]:
+                yield f"      {clean(alert['what_to_do'])}"
 
 
 def _local(instant: str | None) -> str:

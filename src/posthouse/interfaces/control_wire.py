@@ -100,11 +100,16 @@ class NextHopStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlertStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that lasts and a person should see."""
+    """Something that lasts and a person should see. subject: what it is about, with kind its name.
+
+    subject "" stands for this worker where the kind concerns it alone.
+    """
 
     kind: str
     text: str
     since_us: int | None = None
+    subject: str = ""
+    what_to_do: str = ""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):

@@ -26,6 +26,8 @@ from posthouse.ports_alerts import Notice, StoredAlert
 MAX_TEXT: Final = 300
 """Characters of a line that come from elsewhere; a mail line has room for 998 octets."""
 MOST_GROUPS: Final = 40
+HELD_BY_OPERATOR: Final = "held by operator"
+"""The reason of a move h that a person made: nobody needs to be told."""
 MOST_ROWS: Final = 50
 
 
@@ -141,20 +143,23 @@ class HeldRow(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
-def held_rows(message: QueuedMessage) -> Iterator[HeldRow]:
-    """The held recipients of a message."""
+def held_rows(message: QueuedMessage) -> Iterator[tuple[int, HeldRow]]:
+    """The recipients of a message that were put on hold for them, by seq."""
     client = message.client
     for row in message.recipients:
-        if row.state is State.HELD:
-            yield HeldRow(
-                queue_id=message.queue_id,
-                domain=row.domain,
-                recipient=row.address,
-                sender=message.envelope_sender,
-                client=f"{client.name}[{client.address}]",
-                why=_tell_why(row.reply, row.reason),
-                held_us=row.due_us,
-                size_bytes=message.size_bytes,
+        if row.state is State.HELD and row.reason != HELD_BY_OPERATOR:
+            yield (
+                row.seq,
+                HeldRow(
+                    queue_id=message.queue_id,
+                    domain=row.domain,
+                    recipient=row.address,
+                    sender=message.envelope_sender,
+                    client=f"{client.name}[{client.address}]",
+                    why=_tell_why(row.reply, row.reason),
+                    held_us=row.due_us,
+                    size_bytes=message.size_bytes,
+                ),
             )
 
 

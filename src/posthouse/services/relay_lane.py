@@ -326,4 +326,5 @@ class Lane:
             dsn=dsn,
             status=status,
             text=text,
+            size_bytes=message.size_bytes,
         )

@@ -34,9 +34,10 @@ SELECT json_group_array(json_array(name, due_us)) FROM (
     FROM domain) WHERE due_us IS NOT NULL
 """
 _TOTALS: Final = """
-SELECT json_group_array(json_array(name, queued, held, oldest, size)) FROM (
+SELECT json_group_array(json_array(name, queued, held, oldest, size, oldest_queued)) FROM (
     SELECT d.name AS name, sum(t.queued) AS queued, sum(t.held) AS held,
-        min(t.queue_id) AS oldest, sum(t.size) AS size
+        min(t.queue_id) AS oldest, sum(t.size) AS size,
+        min(CASE WHEN t.queued THEN t.queue_id END) AS oldest_queued
     FROM (SELECT r.queue_id AS queue_id, r.domain AS domain, sum(r.state = 0) AS queued,
               sum(r.state <> 0) AS held, max(coalesce(m.size, 0)) AS size
           FROM recipient r LEFT JOIN message m ON m.queue_id = r.queue_id
@@ -81,9 +82,14 @@ class Listing:
         """See `ports.Spool`."""
         return [
             DomainTotals(
-                domain=name, queued=queued, held=held, oldest_us=time_us_of(oldest), size_bytes=size
+                domain=name,
+                queued=queued,
+                held=held,
+                oldest_us=time_us_of(oldest),
+                size_bytes=size,
+                oldest_queued_us=None if waiting is None else time_us_of(waiting),
             )
-            for name, queued, held, oldest, size in self._json(_TOTALS)
+            for name, queued, held, oldest, size, waiting in self._json(_TOTALS)
         ]
 
     def find_expired(self, domain: str, kept_before_us: int, limit: int) -> list[Key]:

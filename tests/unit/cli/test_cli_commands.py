@@ -21,6 +21,7 @@ from posthouse.storage.spool import EmbeddedSpool, SpoolSettings
 CONFIG = """\
 hostname = "mx2.example.net"
 data_dir = "data"
+contact = "ops@elsewhere.example"
 [[domain]]
 name = "example.com"
 recipients = "list"

@@ -208,6 +208,8 @@ def test_the_annotated_example_is_valid_and_whole(tmp_path: Path) -> None:
     issued.cert_chain_pems[0].write_to_path(tmp_path / "fullchain.pem")
     issued.private_key_pem.write_to_path(tmp_path / "privkey.pem")
     loud = loud.replace("/etc/ssl/certs/ca-certificates.crt", str(tmp_path / "fullchain.pem"))
+    loud = loud.replace("/etc/posthouse/webhook.secret", str(tmp_path / "secret"))
+    (tmp_path / "secret").write_text("shared\n")
     (tmp_path / "example.com.recipients").write_text("bob\n")
     write_pairs(tmp_path / "pairs", "example.com", "mx2.example.net")
     loud = loud.replace("listen = []", 'listen = ["0.0.0.0:366"]')  # the [[pull]] wants it

@@ -1,0 +1,69 @@
+"""`posthouse alerts`: what is wrong now, and what was; with and without a running node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from posthouse.cli.main import EX_NOTHING, config_option, find_config
+from posthouse.cli.texts import tell_local, tell_span
+from posthouse.config import load
+from posthouse.config_schema import Config
+from posthouse.observe import clean
+from posthouse.ports_alerts import StoredAlert
+
+MOST_SHOWN = 1000
+
+
+@click.command()
+@config_option
+@click.option("--all", "everything", is_flag=True, help="What is over too, the newest first.")
+@click.option("--limit", type=click.IntRange(1, MOST_SHOWN), default=100, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON, one document a line.")
+def alerts(config_file: Path | None, everything: bool, limit: int, as_json: bool) -> int:
+    """What is wrong now, since when, and what to do.
+
+    Exits 1 when something is, 0 when nothing is (with --all: always 0).
+    """
+    config = load(find_config(config_file), check_files=False)
+    found = read_alerts(config, everything=everything, limit=limit)
+    if as_json:
+        from posthouse.services.alert_text import alert_document
+
+        for stored in found:
+            click.echo(json.dumps(alert_document(stored)))
+    else:
+        click.echo("\n".join(format_alerts(found, everything=everything)))
+    return EX_NOTHING if found and not everything else 0
+
+
+def read_alerts(config: Config, *, everything: bool, limit: int) -> Sequence[StoredAlert]:
+    """What is stored, the newest first. Raises StorageError."""
+    from posthouse.node_watch import alerts_file
+    from posthouse.storage.alert_store import SqliteAlertStore
+
+    store = SqliteAlertStore.open_to_read(alerts_file(config.data_dir))
+    if store is None:
+        return ()
+    try:
+        return store.list_alerts(everything=everything, limit=limit)
+    finally:
+        store.close()
+
+
+def format_alerts(found: Sequence[StoredAlert], *, everything: bool) -> Iterator[str]:
+    """Lines for a person."""
+    if not found:
+        yield "No alerts so far." if everything else "Nothing is wrong."
+    for stored in found:
+        alert = stored.alert
+        when = f"since {tell_local(alert.since_us)}"
+        if stored.over_us is not None:
+            lasted = tell_span((stored.over_us - alert.since_us) / 1e6)
+            when = f"from {tell_local(alert.since_us)} for {lasted}"
+        yield f"{'over  ' * (stored.over_us is not None)}{alert.kind}  {when}: {clean(alert.text)}"
+        if stored.over_us is None and alert.what_to_do:
+            yield f"    {clean(alert.what_to_do)}"

@@ -1,0 +1,125 @@
+"""The ways of telling that a configuration names: mail, webhook, command, with their engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Final
+
+from posthouse import node_settings, observe
+from posthouse.config_schema import Config
+from posthouse.config_schema_alerts import read_secret
+from posthouse.ports import Body
+from posthouse.ports_alerts import AlertChannel
+from posthouse.services.alert_desk import DeskSettings
+from posthouse.services.alert_mail import Courier, CourierSettings, MailChannel
+from posthouse.services.alert_text import notice_document
+from posthouse.transports.alert_command import AlertCommand
+from posthouse.transports.resolver import DnsResolver
+from posthouse.transports.smtp_out import SmtpConnector
+from posthouse.transports.webhook import Webhook
+
+QUICK_INTERVAL_US: Final = 10_000_000
+"""Webhook and command: what comes within seconds is told together."""
+
+
+def as_us(span: timedelta) -> int:
+    """Microseconds."""
+    return span // timedelta(microseconds=1)
+
+
+class Ways:
+    """The ways of telling that a configuration names, and what they need."""
+
+    def __init__(
+        self, config: Config, listening: Sequence[tuple[str, int]], clock_us: Callable[[], int]
+    ) -> None:
+        alerts = config.alerts
+        self.courier: Courier | None = None
+        self._connector: SmtpConnector | None = None
+        self.channels: list[AlertChannel] = []
+        if config.contact is not None and alerts.mail:
+            self._connector = _make_connector(config)
+            self.courier = _make_courier(config, listening, self._connector, clock_us)
+            self.channels.append(MailChannel(self.courier))
+        if alerts.webhook is not None:
+            self.channels.append(
+                Webhook(
+                    alerts.webhook,
+                    secret=_find_secret(config),
+                    ca_file=alerts.webhook_ca_file,
+                    clock_us=clock_us,
+                    document=notice_document,
+                )
+            )
+        if alerts.command:
+            self.channels.append(AlertCommand(alerts.command, document=notice_document))
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        if self._connector is not None:
+            await self._connector.close()
+
+
+def _make_connector(config: Config) -> SmtpConnector:
+    # Whoever looks after the node chose the contact; its MX need not be what `relay.tls` asks
+    # of a primary.
+    settings = node_settings.make_out(config)
+    if settings.tls in ("required", "verified"):
+        settings = dataclasses.replace(settings, tls="opportunistic")
+
+    async def open_body(_queue_id: int) -> Body:
+        raise KeyError("alerts are in memory")
+
+    return SmtpConnector(settings, open_body)
+
+
+def _make_courier(
+    config: Config,
+    listening: Sequence[tuple[str, int]],
+    connector: SmtpConnector,
+    clock_us: Callable[[], int],
+) -> Courier:
+    assert config.contact is not None
+    relay = node_settings.make_relay(config, 1, listening)
+    return Courier(
+        CourierSettings(
+            node=config.hostname,
+            contact=config.contact,
+            hops={name: route.hops for name, route in node_settings.make_routes(config).items()},
+            own_names=relay.own_names,
+            own_addresses=relay.own_addresses,
+            mx_port=relay.mx_port,
+        ),
+        resolver=DnsResolver(
+            [str(server) for server in config.dns.servers] or None,
+            lifetime_seconds=config.dns.timeout.total_seconds(),
+        ),
+        connector=connector,
+        clock_us=clock_us,
+        token=lambda: secrets.token_hex(12),
+    )
+
+
+def _find_secret(config: Config) -> bytes:
+    alerts = config.alerts
+    if alerts.webhook_secret_file is not None:
+        try:
+            return read_secret(alerts.webhook_secret_file)
+        except (OSError, ValueError) as error:
+            observe.trouble("alerts", "webhooks go unsigned", error)
+            return b""
+    return (alerts.webhook_secret or "").encode()
+
+
+def make_desk_settings(config: Config) -> DeskSettings:
+    """How long to wait and how often to tell."""
+    interval_us = as_us(config.alerts.interval)
+    quick_us = min(interval_us, QUICK_INTERVAL_US)
+    return DeskSettings(
+        node=config.hostname,
+        delay_us=as_us(config.alerts.delay),
+        intervals={"mail": interval_us, "webhook": quick_us, "command": quick_us},
+    )
