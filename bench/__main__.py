@@ -20,6 +20,7 @@ from bench import (
     machine,
     rcpt_unknown,
     report,
+    roster_build,
     spool_alone,
 )
 from bench.load import Refused
@@ -37,6 +38,7 @@ FIGURES: dict[str, ModuleType] = {
         connections,
         flat,
         spool_alone,
+        roster_build,
     )
 }
 
