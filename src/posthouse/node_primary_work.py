@@ -1,5 +1,7 @@
 """What the primary's process does: makes rosters, serves the HTTPS door, grants agreements.
 
+Where [postfix] asks for it, it answers Postfix's questions about them too.
+
 One event loop. The door opens with the rosters of before while new ones are made. On
 SIGHUP configuration, certificate and pairing files are read again; a pairing that
 is no good any more keeps the former settings in force.
@@ -29,6 +31,7 @@ from posthouse.interfaces.https_agreements import (
 from posthouse.interfaces.https_app import PeerRoute
 from posthouse.interfaces.https_rosters import ROSTER_PATH, RosterDesk
 from posthouse.node_https import HttpsHouse, HttpsPlan
+from posthouse.node_postfix import PostfixHouse
 from posthouse.node_process import Process, clock_us, run_in_loop
 from posthouse.node_publishing import (
     collect_keys,
@@ -118,17 +121,21 @@ class PrimaryWork:
             mint=secrets.token_hex,
             clock_us=clock_us,
         )
+        self._postfix = PostfixHouse(self._granter)
+        await self._postfix.set_plan(config.postfix)
         self._house = HttpsHouse(self._listeners, config.data_dir)
         await self._house.set_plan(self._make_plan(config, partners))
         process = self.process
         process.keep(self._house.run(), "watching the HTTPS door")
         process.keep(self._publish(), "making rosters")
+        process.keep(self._postfix.run(), "answering Postfix")
         process.keep(self._tell_ends(), "telling ends")
         process.keep(self._end_gone(), "ending agreements of mailboxes that are gone")
         process.serve()
         await process.stopping.wait()
         await self._house.close(config.shutdown_grace.total_seconds())
         await process.end_tasks()
+        await self._postfix.close()
         for peer in self._peers.values():
             await peer.close()
         await book.close()
@@ -143,6 +150,7 @@ class PrimaryWork:
         self._granter.reload(settings)
         self._callbacks.reload(settings)
         await self._set_peers(partners)
+        await self._postfix.set_plan(config.postfix)
         await self._publisher.refresh()
         if await self._house.set_plan(self._make_plan(config, partners)):
             observe.note("https", f"reloaded; backups: {', '.join(self._peers) or 'none'}")

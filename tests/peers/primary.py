@@ -39,6 +39,7 @@ class PrimaryNode:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = free_port()
+        self.sasl_port = free_port()
         self.party = party
         self.file = directory / "primary.toml"
         self.log_file = directory / "primary.log"
@@ -60,6 +61,7 @@ class PrimaryNode:
                 "shutdown_grace": "2s",
             },
             "https": https,
+            "postfix": {"auth_socket": f"127.0.0.1:{self.sasl_port}"},
             "log": {"to": str(self.log_file)},
             **{section: dict(keys) for section, keys in (sections or {}).items()},
         }

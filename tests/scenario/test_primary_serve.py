@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -240,6 +241,23 @@ async def test_an_agreement_is_granted(world: World) -> None:
         }
         done = await peer.post(granted["completion_url"], json.dumps(completion).encode())
         assert done.status == 204
+    for password, verdict in (("correct horse battery staple 42", b"OK"), ("wrong", b"FAIL")):
+        said = await ask_sasl(world.primary.sasl_port, granted["agreement_id"], password)
+        assert said.split(b"\t")[0] == verdict
+
+
+async def ask_sasl(port: int, user: str, password: str) -> bytes:
+    """What Postfix would hear of a login (Dovecot's authentication protocol)."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        response = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
+        writer.write(b"VERSION\t1\t1\nCPID\t1\n")
+        while await reader.readline() != b"DONE\n":
+            pass
+        writer.write(f"AUTH\t1\tPLAIN\tservice=smtp\tsecured\tresp={response}\n".encode())
+        return await reader.readline()
+    finally:
+        writer.close()
 
 
 async def test_reload_and_end(world: World) -> None:
