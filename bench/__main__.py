@@ -13,6 +13,7 @@ from types import ModuleType
 from bench import (
     accept_and_relay,
     accept_outage,
+    agreements,
     backlog,
     connections,
     drain,
@@ -39,6 +40,7 @@ FIGURES: dict[str, ModuleType] = {
         flat,
         spool_alone,
         roster_build,
+        agreements,
     )
 }
 
