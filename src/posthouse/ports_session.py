@@ -70,10 +70,11 @@ class SessionFacts(msgspec.Struct, kw_only=True):
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """A message that is durable and is being answered 250.
 
-    verdicts: one for each recipient of the envelope, in its order.
+    verdicts: one for each recipient of the envelope, in its order. size_bytes: as stored.
     """
 
     queue_id: int
+    size_bytes: int = 0
     envelope: Envelope
     client: Client
     verdicts: tuple[Verdict, ...]
@@ -114,6 +115,19 @@ class OpenLetter(Protocol):
 
 WrapLetter = Callable[[OpenLetter, Envelope, SessionFacts], OpenLetter]
 """Puts itself between the door and a letter: sees its content, has the last word on its reply."""
+
+
+class Agreements(Protocol):
+    """Stands between the verdicts and the lists (`services.agreement_verdicts`)."""
+
+    def judge(
+        self,
+        mailbox: Mailbox,
+        domain: str,
+        session: SessionFacts,
+        by_lists: Callable[[], Verdict | Awaitable[Verdict]],
+    ) -> Verdict | Awaitable[Verdict]:
+        """The verdict on a recipient of a backed-up domain; by_lists: without agreements."""
 
 
 class Gatekeeper(Protocol):

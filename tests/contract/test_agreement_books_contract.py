@@ -8,9 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fakes.books import MemoryForwarderBook, MemoryGranterBook, MemoryReports
-from posthouse.domain.agreement import Standing, State
+from fakes.books import MemoryAgreements, MemoryForwarderBook, MemoryGranterBook, MemoryReports
+from posthouse.domain.agreement import AgreementView, Standing, State
+from posthouse.domain.recipients import Fold
 from posthouse.ports_agreements import (
+    AgreementBook,
     AgreementQuery,
     ForwarderBook,
     ForwarderEntry,
@@ -21,7 +23,8 @@ from posthouse.ports_agreements import (
     Reports,
     Sighting,
 )
-from posthouse.storage.forwarder_book import SqliteForwarderBook
+from posthouse.storage.agreement_snapshot import SnapshotReader
+from posthouse.storage.forwarder_book import SqliteForwarderBook, snapshot_path
 from posthouse.storage.granter_book import SqliteGranterBook
 from posthouse.storage.sightings import ReportsInbox, SightingsOutbox
 
@@ -207,6 +210,40 @@ async def test_rosters_are_asked_about_everybody_once(forwarder: ForwarderBook) 
     assert await behind(8) == [ALICE]
     await forwarder.note_asked([BOB], 5)  # an older word takes nothing back
     assert await behind(8) == [ALICE]
+
+
+async def test_workers_see_what_was_published(
+    forwarder: SqliteForwarderBook | MemoryForwarderBook, tmp_path: Path
+) -> None:
+    """Whole text before cut one, nothing cut where no fold was told, nothing before `publish`."""
+
+    def worker() -> AgreementBook:
+        if isinstance(forwarder, MemoryForwarderBook):
+            return MemoryAgreements(forwarder)
+        return SnapshotReader(snapshot_path(tmp_path / "agreements"))
+
+    await forwarder.set_folds({"example.com": Fold()})
+    agreed = entry("alice+x@example.com", State.AGREED, serial=5)
+    await keep(forwarder, entry(ALICE), agreed, entry(CAROL), entry("dora@example.net"))
+    assert not worker().covers("example.com")
+    assert worker().look_up("example.com", "alice") is None
+    await forwarder.publish()
+    seen = worker()
+    assert seen.covers("example.com")
+    assert not seen.covers("example.org")
+    assert seen.find(ALICE) == AgreementView(Standing(State.SEEN))
+    assert seen.find("nobody@example.com") is None
+
+    def find(domain: str, local: str) -> str | None:
+        found = seen.look_up(domain, local)
+        return None if found is None else found.canonical
+
+    assert find("example.com", "Alice+Y") == ALICE
+    assert find("example.com", "ALICE+X") == "alice+x@example.com"
+    assert find("example.net", "Carol") == CAROL
+    assert find("example.net", "carol+x") is None
+    assert find("example.org", "carol") is None
+    assert find("example.com", "") is None
 
 
 # --------------------------------------------------------------------------- the granter book

@@ -30,7 +30,7 @@ class MemoryForwarderBook:
         self.entries: dict[str, ForwarderEntry] = {}
         self.published: dict[str, ForwarderEntry] = {}
         self.folds: dict[str, Fold] = {}
-        self._published_folds: dict[str, Fold] = {}
+        self.published_folds: dict[str, Fold] = {}
         self._asked: dict[str, int] = {}
         self._taken: set[str] = set()
 
@@ -125,23 +125,7 @@ class MemoryForwarderBook:
 
     async def publish(self) -> None:
         self.published = dict(self.entries)
-        self._published_folds = dict(self.folds)
-
-    # ------------------------------------------------------------------ as workers see it
-
-    def covers(self, domain: str) -> bool:
-        return any(entry.domain == domain for entry in self.published.values())
-
-    def find_view(self, canonical: str) -> AgreementView | None:
-        entry = self.published.get(canonical)
-        return None if entry is None else AgreementView(entry.standing, entry.serial, entry.end)
-
-    def look_up(self, domain: str, local: str) -> FoundAgreement | None:
-        for text in fold_both(local, self._published_folds.get(domain, UNTOLD)):
-            view = self.find_view(f"{text}@{domain}")
-            if view is not None:
-                return FoundAgreement(f"{text}@{domain}", view)
-        return None
+        self.published_folds = dict(self.folds)
 
     # ------------------------------------------------------------------
 
@@ -166,6 +150,45 @@ class MemoryForwarderBook:
 
 def _due(entry: ForwarderEntry) -> int:
     return entry.due_us or 0
+
+
+class MemoryAgreements:
+    """What workers see of a book, once it was published."""
+
+    def __init__(self, book: MemoryForwarderBook) -> None:
+        self._book = book
+
+    def covers(self, domain: str) -> bool:
+        return any(entry.domain == domain for entry in self._book.published.values())
+
+    def find(self, canonical: str) -> AgreementView | None:
+        entry = self._book.published.get(canonical)
+        return None if entry is None else AgreementView(entry.standing, entry.serial, entry.end)
+
+    def look_up(self, domain: str, local: str) -> FoundAgreement | None:
+        for text in fold_both(local, self._book.published_folds.get(domain, UNTOLD)):
+            view = self.find(f"{text}@{domain}")
+            if view is not None:
+                return FoundAgreement(f"{text}@{domain}", view)
+        return None
+
+
+class MemorySightings:
+    """What was noted, in order."""
+
+    def __init__(self) -> None:
+        self.messages: list[Sighting] = []
+        self.wanted: list[Sighting] = []
+        self.refused_logins: list[tuple[str, str]] = []
+
+    def note_message(self, sighting: Sighting) -> None:
+        self.messages.append(sighting)
+
+    def note_wanted(self, sighting: Sighting) -> None:
+        self.wanted.append(sighting)
+
+    def note_refused_login(self, agreement_id: str, why: str) -> None:
+        self.refused_logins.append((agreement_id, why))
 
 
 class MemoryGranterBook:

@@ -94,6 +94,22 @@ def too_many_guesses(spelled: str) -> Reply:
     return Reply(451, "4.7.1", f"<{spelled}>: Too many unknown recipients, try again later")
 
 
+def not_agreed(spelled: str) -> Reply:
+    """No roster, no live answer: the agreement about the address is being negotiated."""
+    return Reply(451, "4.7.1", f"<{spelled}>: Recipient address is being verified, try again later")
+
+
+def blocked(spelled: str, *, disclose: bool) -> Reply:
+    """The owner of the address wants no mail by this backup (RFC 5321 §3.4).
+
+    551 tells that the address exists; where that is not to be told (disclose False), 550
+    does not say why.
+    """
+    if disclose:
+        return Reply(551, "5.7.1", f"<{spelled}>: User not local; try the primary server")
+    return Reply(550, "5.7.1", f"<{spelled}>: Recipient address rejected: Access denied")
+
+
 GUESSER_SENT_AWAY = Reply(421, "4.7.0", "Error: too many unknown recipients, try again later")
 """The same, for a client that goes on asking."""
 

@@ -24,6 +24,7 @@ from posthouse.ports import Answer, Incoming, Spool
 from posthouse.ports_session import (
     Accepted,
     AfterCommit,
+    Agreements,
     Gatekeeper,
     OpenLetter,
     SessionFacts,
@@ -135,6 +136,7 @@ class Letter:
     def _tell(self) -> None:
         accepted = Accepted(
             queue_id=self._incoming.queue_id,
+            size_bytes=self._incoming.size_bytes,
             envelope=self._envelope,
             client=self._client,
             verdicts=tuple(self._verdicts),
@@ -152,6 +154,7 @@ class Reception:
     after_commit: who is told of durable messages, in this order.
     wrap_letter: who stands between the door and every new letter, or None.
     gatekeeper: who is asked before our own verdicts, or None.
+    agreements: who is asked before the lists, or None.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Reception:
         self.after_commit: list[AfterCommit] = []
         self.wrap_letter: WrapLetter | None = None
         self.gatekeeper: Gatekeeper | None = None
+        self.agreements: Agreements | None = None
 
     def reload(self, settings: ReceptionSettings) -> None:
         """Put new settings in force; sessions under way see them at their next command."""
@@ -216,6 +220,18 @@ class Reception:
             return verdict.Verdict(verdict.relay_denied(mailbox.spelled))
         if postmaster:
             return verdict.Verdict(verdict.RECIPIENT_OK, domain)
+        agreements = self.agreements
+        if agreements is None:
+            return self._judge_by_lists(mailbox, domain, session)
+        return agreements.judge(
+            mailbox, domain, session, lambda: self._judge_by_lists(mailbox, domain, session)
+        )
+
+    def _judge_by_lists(
+        self, mailbox: Mailbox, domain: str, session: SessionFacts
+    ) -> verdict.Verdict | Awaitable[verdict.Verdict]:
+        """Without agreements: the list or roster, the live check, `when_unknown`."""
+        domains = self._settings.domains
         answer = self._directories.find(domain, mailbox.local, session.network)
         if isinstance(answer, Answer):
             if not answer.withheld and answer.limits is None:
