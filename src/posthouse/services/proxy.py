@@ -208,6 +208,7 @@ class Proxy:
         talk.letter = ProxiedLetter(
             letter, talk.session, failed=lambda why: self._give_up(talk, why)
         )
+        talk.letter.over = lambda: setattr(talk, "asked", False)  # no RSET is due
         return talk.letter
 
     def leave(self, facts: SessionFacts) -> None:
@@ -238,6 +239,7 @@ class ProxiedLetter:
         self._discarded = False
         self.committing = False
         self.then: Callable[[], None] | None = None
+        self.over: Callable[[], None] | None = None  # the primary has answered the final dot
         self._opening = asyncio.ensure_future(self._open())
 
     async def _open(self) -> None:
@@ -291,6 +293,8 @@ class ProxiedLetter:
             if not self._lost and self._reply is None:
                 try:
                     self._reply = await self._session.end()
+                    if self.over is not None:
+                        self.over()
                 except NextHopFailure as failure:
                     self._lose(failure.detail)
             if self._reply is None:
