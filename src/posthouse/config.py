@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from posthouse.config_checks import Findings, check_whole
-from posthouse.config_checks_peers import check_https, check_primaries
+from posthouse.config_checks_peers import check_https, check_primaries, check_rosters
 from posthouse.config_locator import locate_keys
 from posthouse.config_reading import parse_toml, read_text_file
+from posthouse.config_recipients import LookUpsConfig, RosterOrigin, resolve_origin
 from posthouse.config_schema import (
     LAYOUT,
     SECTIONS,
@@ -71,6 +72,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
     check_whole(top, sections, domains, findings)
     check_https(sections["https"], sections["smtp"], findings)
     check_primaries(primaries, findings)
+    check_rosters(domains, primaries, findings)
     fetched = read_pulls(pulls, sections["odmr"]["listen"], domains, findings)
     check_alerts(sections["alerts"], top["contact"], findings)
     if findings.mistakes:
@@ -84,13 +86,21 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
         spool=SpoolConfig(**sections["spool"]),
         https=HttpsConfig(**sections["https"]),
         alerts=AlertsConfig(**sections["alerts"]),
-        domains=tuple(DomainConfig(**domain) for domain in domains),
+        lookups=LookUpsConfig(**sections["lookups"]),
+        domains=tuple(map(_make_domain, domains)),
         primaries=tuple(PairedPrimaryConfig(**primary) for primary in primaries),
         odmr=OdmrConfig(**sections["odmr"]),
         pulls=fetched,
         **top,
     )
     return dataclasses.replace(config, warnings=findings.sorted_warnings())
+
+
+def _make_domain(read: dict[str, Any]) -> DomainConfig:
+    place = read["recipients"]
+    if isinstance(place, RosterOrigin):
+        return DomainConfig(**{**read, "recipients": None, "roster": place})
+    return DomainConfig(**read)
 
 
 def _resolve_paths(
@@ -110,11 +120,16 @@ def _resolve_paths(
         (sections["https"], "private_key"),
         (sections["alerts"], "webhook_secret_file"),
         (sections["alerts"], "webhook_ca_file"),
-        *((domain, "recipients") for domain in domains),
         *((o, name) for o in others for name in ("pairing", "own", "secret_file") if name in o),
     ):
         if holder[name] is not None:
             holder[name] = base / holder[name]
+    for domain in domains:
+        place = domain["recipients"]
+        if isinstance(place, RosterOrigin):
+            domain["recipients"] = resolve_origin(base, place)
+        elif place is not None:
+            domain["recipients"] = base / place
     log = sections["log"]
     if log["to"] not in (None, "auto", "stderr", "syslog"):
         log["to"] = str(base / log["to"])

@@ -124,7 +124,7 @@ def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
             )
         path = ("domain", index, "recipients")
         if domain["recipients"] is not None:
-            if not findings.check_files:
+            if not findings.check_files or not isinstance(domain["recipients"], Path):
                 continue
             tell = findings.warn if findings.lists_may_wait else findings.wrong
             _check_readable(path, domain["recipients"], tell)

@@ -9,8 +9,10 @@ from typing import Any
 
 from posthouse.config_checks import Findings, check_certificate
 from posthouse.config_pairs import load_own_pairing, load_primary_pairing, warn_of_open_file
+from posthouse.config_recipients import RosterOrigin
 from posthouse.config_values import Endpoint
 from posthouse.errors import ConfigError
+from posthouse.proto.pairing import PrimaryPairing
 
 Tell = Callable[[tuple[str | int, ...], str, str], None]
 
@@ -62,6 +64,64 @@ def check_primaries(primaries: list[dict[str, Any]], findings: Findings) -> None
             _check_pairing(index, pairing, parties, findings, tell)
         if own is not None:
             _check_own(index, own, findings, tell)
+
+
+def check_rosters(
+    domains: list[dict[str, Any]], primaries: list[dict[str, Any]], findings: Findings
+) -> None:
+    """Every roster has keys: of the primary it names, of its own pairing, or of the one primary
+    that has the domain. Files that cannot be read were told elsewhere.
+    """
+    if not findings.check_files:
+        return
+    tell: Tell = findings.warn if findings.lists_may_wait else findings.wrong
+    paired = [primary["pairing"] for primary in primaries if primary["pairing"] is not None]
+    known = [theirs for theirs in map(_try_pairing, paired) if theirs is not None]
+    for index, domain in enumerate(domains):
+        origin = domain["recipients"]
+        if isinstance(origin, RosterOrigin) and domain["name"]:
+            _check_origin(("domain", index, "recipients"), domain["name"], origin, known, tell)
+
+
+def _check_origin(
+    at: tuple[str | int, ...],
+    name: str,
+    origin: RosterOrigin,
+    known: list[PrimaryPairing],
+    tell: Tell,
+) -> None:
+    if origin.kind == "file" and not Path(origin.place).is_file():
+        tell(at, f"{origin.place} cannot be read", "name a readable file")
+    if origin.pairing is not None:
+        try:
+            theirs = load_primary_pairing(origin.pairing)
+        except ConfigError as error:
+            tell(at, *_split(error))
+            return
+        if name not in theirs.domains:
+            tell(at, f"{origin.pairing} is not about {name}", "name the pairing of its owner")
+        return
+    if origin.kind == "primary":
+        match = [theirs for theirs in known if theirs.party == origin.place]
+        if not match:
+            parties = ", ".join(theirs.party for theirs in known) or "none"
+            tell(at, f"no [[primary]] is {origin.place}", f"pair with it; there are: {parties}")
+        elif name not in match[0].domains:
+            what = f"the pairing with {origin.place} is not about {name}"
+            tell(at, what, "ask the primary for a new one")
+    elif not any(name in theirs.domains for theirs in known):
+        tell(
+            at,
+            "nothing says who may sign it",
+            f'add pairing: {{ {origin.kind} = "{origin.place}", pairing = "FILE" }}',
+        )
+
+
+def _try_pairing(path: Path) -> PrimaryPairing | None:
+    try:
+        return load_primary_pairing(path)
+    except ConfigError:
+        return None
 
 
 def _check_pairing(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from posthouse.config_reading import NONE, REQUIRED, Absent, Key, Layout
+from posthouse.config_recipients import LOOKUP_KEYS, LookUpsConfig, RosterOrigin, read_recipients
 from posthouse.config_schema_alerts import ALERTS, AlertsConfig
 from posthouse.config_schema_peers import (
     HTTPS_KEYS,
@@ -39,7 +40,6 @@ from posthouse.config_values import (
     read_mailbox,
     read_next_hop,
     read_path,
-    read_recipients,
     read_size,
     read_text,
 )
@@ -115,11 +115,15 @@ class SpoolConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DomainConfig:
-    """One backed-up domain: [[domain]]. next_hop () follows DNS; recipients None: no list."""
+    """One backed-up domain: [[domain]]. next_hop () follows DNS.
+
+    recipients: a text file; roster: where its roster comes from; both None: no list.
+    """
 
     name: str
     next_hop: tuple[FixedHop, ...]
     recipients: Path | None
+    roster: RosterOrigin | None = None
     keep_for: timedelta
     when_unknown: str
     verify: str
@@ -150,6 +154,7 @@ class Config:
     spool: SpoolConfig
     https: HttpsConfig
     alerts: AlertsConfig
+    lookups: LookUpsConfig
     domains: tuple[DomainConfig, ...]
     primaries: tuple[PairedPrimaryConfig, ...] = ()
     odmr: OdmrConfig
@@ -445,8 +450,9 @@ _DOMAIN = (
         "recipients",
         read_recipients,
         NONE,
-        "Text file of the addresses that exist, read again when it changes. "
-        "Without one the primary is asked (`verify`), and `when_unknown` decides the rest.",
+        "Who exists. A text file of addresses, read again when it changes; or a roster: "
+        '`{ primary = "PARTY" }` of `[[primary]]`, a `.roster` file or an `https://` URL. '
+        "Without any the primary is asked (`verify`), and `when_unknown` decides the rest.",
     ),
     _key(
         "keep_for",
@@ -457,9 +463,11 @@ _DOMAIN = (
     ),
     _key(
         "when_unknown",
-        read_choice("defer"),
+        read_choice("defer", "hold"),
         "defer",
-        "When nobody can tell whether a recipient exists: 451 4.4.3.",
+        "When nobody can tell whether a recipient exists: 451 4.4.3, or accept and put on hold "
+        "until a list or the primary vouches. The stricter of this and `when_stale` of a stale "
+        "roster holds.",
     ),
     _key(
         "verify",
@@ -530,6 +538,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "primary": PRIMARY_KEYS,
     "odmr": ODMR_KEYS,
     "pull": PULL_KEYS,
+    "lookups": LOOKUP_KEYS,
 }
 
 

@@ -356,13 +356,3 @@ def read_next_hop(value: Any) -> tuple[FixedHop, ...]:
 def read_path(value: Any) -> Path:
     """A path; `config` makes it relative to the file."""
     return Path(read_text(value))
-
-
-def read_recipients(value: Any) -> Path:
-    """The path of a recipients text file."""
-    if isinstance(value, dict):
-        raise Wrong(
-            "a paired primary is not supported in this version",
-            'name a text file, like "example.com.recipients"',
-        )
-    return read_path(value)

@@ -1,4 +1,4 @@
-"""The control process: recipient lists from text files, states of next hops.
+"""The control process: recipient lists from text files, rosters, states of next hops.
 
 If it dies, mail still flows.
 """
@@ -14,6 +14,7 @@ from posthouse.config_schema import Config
 from posthouse.node_drain import NextHopDuty
 from posthouse.node_odmr import OdmrDuty
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
+from posthouse.node_subscriber import RosterDuty
 from posthouse.node_watch import Watch
 from posthouse.services.recipients import Publisher
 from posthouse.storage.recipient_lists import RecipientIndexes
@@ -57,6 +58,7 @@ async def _control(
         await watch.reload(new)
         publisher.set_sources(node_settings.make_sources(new))
         await publisher.refresh()
+        rosters.reload(new)
 
     process = Process(config, heartbeat, reload, read=read_again)
     next_hops = NextHopDuty(config, workers=workers, listening=listening)
@@ -70,12 +72,16 @@ async def _control(
         listening=listening,
         clock_us=clock_us,
     )
+    rosters = RosterDuty(config, watch.alerts)
+    rosters.prepare(config)
     await publisher.refresh()
+    await rosters.open(config, process)
     process.keep(publisher.run(), "watching recipient files")
     process.keep(watch.run(), "watching the node")
     process.serve()
     await process.stopping.wait()
     await process.end_tasks()
     await fetching.close()
+    await rosters.close()
     await next_hops.close()
     return 70 if process.failed else 0

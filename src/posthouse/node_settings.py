@@ -156,6 +156,11 @@ def make_sources(config: Config) -> dict[str, str]:
     }
 
 
+def find_listed(config: Config) -> list[str]:
+    """Domains whose recipients do not come from a roster."""
+    return [domain.name for domain in config.domains if domain.roster is None]
+
+
 def share(total: int, workers: int) -> int:
     """One worker's part, rounded up."""
     return -(-total // workers)

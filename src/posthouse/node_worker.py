@@ -28,12 +28,13 @@ from posthouse.node_control import lists_directory
 from posthouse.node_drain import drain_socket
 from posthouse.node_live import LiveVerification
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
+from posthouse.node_rosters import RosterView, make_roster_files
 from posthouse.node_sockets import BACKLOG, name_sockets
 from posthouse.node_spools import close_spools, open_spool, shards_of_worker
 from posthouse.node_standby import StandbyDuty
 from posthouse.node_turnaway import TurnAway
 from posthouse.node_watch import availability_file
-from posthouse.ports import Body, Spool
+from posthouse.ports import Body, RecipientDirectory, Spool
 from posthouse.services.nexthop_follow import SharedStates
 from posthouse.services.reception import Reception
 from posthouse.services.recipients import Directories
@@ -139,10 +140,13 @@ class Worker:
         self._serving = False
         self._unopened: list[int] = []
         self._tls = self._try_tls(config)
+        table: dict[str, RecipientDirectory] = {}
         self._directories = Directories(
             RecipientIndexes(lists_directory(config.data_dir)),
-            [domain.name for domain in config.domains],
+            node_settings.find_listed(config),
+            table=table,
         )
+        self.rosters = RosterView(config, table)
 
     # ------------------------------------------------------------------ life
 
@@ -206,6 +210,7 @@ class Worker:
         self._serving = True
         self.process.keep(self._tallier.run(), "counting for reports")
         self.process.keep(self._directories.run(), "watching recipient lists")
+        self.process.keep(self.rosters.watch.run(), "watching rosters")
         self.process.keep(self._try_again(), "trying again")
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
@@ -292,11 +297,16 @@ class Worker:
         indexes = RecipientIndexes(lists_directory(self.process.config.data_dir))
         sources = node_settings.make_sources(self.process.config)
         deadline = asyncio.get_running_loop().time() + LISTS_SECONDS
-        while any(indexes.get_version(domain) is None for domain in sources):
+        rosters = [one.name for one in self.process.config.domains if one.roster is not None]
+        shelf = make_roster_files(self.process.config.data_dir)
+        while any(indexes.get_version(domain) is None for domain in sources) or any(
+            shelf.get_version(domain) is None for domain in rosters
+        ):
             if ready() or asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(0.02)
         self._directories.refresh()
+        await self.rosters.watch.refresh()
 
     def _make_homeward(self, spool: Spool) -> _Homeward:
         config = self.process.config
@@ -311,6 +321,8 @@ class Worker:
             dice=random.Random(),
             authority=self.next_hops,
         )
+        voucher = self.rosters.make_voucher(spool, config, self._live.directories.find, relay.retry)
+        self.process.keep(voucher.run(), "releasing what is vouched for")
         return _Homeward(spool, config, relay, out)
 
     async def close(self) -> None:
@@ -335,6 +347,7 @@ class Worker:
         await self._prober.close()
         await self._tallier.write()
         await self._control.close()
+        self.rosters.close()
         await close_spools(self._spools)
         observe.gather_with(None)
 
@@ -348,7 +361,8 @@ class Worker:
         self._reception.reload(node_settings.make_reception(config))
         self._standby.reload(config)
         self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
-        self._directories.set_domains([domain.name for domain in config.domains])
+        self._directories.set_domains(node_settings.find_listed(config))
+        await self.rosters.reload(config)
         self._set_routes(config)
         self._live.reload(config, self._workers, self._addresses())
         settings = node_settings.make_relay(config, self._workers, self._addresses())
@@ -422,7 +436,9 @@ class Worker:
             ),
             intake_problem=self._spools[0].intake_problem(),
             recipients={
-                domain: dict(facts) for domain, facts in self._directories.describe().items()
+                domain: dict(facts)
+                for lists in (self._directories, self.rosters.watch)
+                for domain, facts in lists.describe().items()
             },
         )
 

@@ -50,9 +50,11 @@ def sign(octets: bytes) -> bytes:
     return signing.sign(PRIVATE_KEY, octets)
 
 
-def make_body(header: RosterHeader, mailboxes: Iterable[str]) -> bytes:
+def make_body(
+    header: RosterHeader, mailboxes: Iterable[str], *, roster_key: bytes = ROSTER_KEY
+) -> bytes:
     """The digests of these mailboxes and of postmaster."""
-    digest, how = make_digest(header.digest, ROSTER_KEY), fold_of(header)
+    digest, how = make_digest(header.digest, roster_key), fold_of(header)
     texts = [
         canonical_text(mailbox, how, cut=False, domain=header.domain)
         for mailbox in (*mailboxes, POSTMASTER)
@@ -60,7 +62,9 @@ def make_body(header: RosterHeader, mailboxes: Iterable[str]) -> bytes:
     return b"".join(sorted({digest(text) for text in texts}))
 
 
-def seal(header: RosterHeader, body: bytes, **body_members: Any) -> bytes:
+def seal(
+    header: RosterHeader, body: bytes, *, private_key: bytes = PRIVATE_KEY, **body_members: Any
+) -> bytes:
     """Header, signature and body, with count and hash that fit unless they are given."""
     members: dict[str, Any] = {
         "count": len(body) // header.digest.length,
@@ -69,13 +73,21 @@ def seal(header: RosterHeader, body: bytes, **body_members: Any) -> bytes:
     members |= body_members
     fields = {name: getattr(header, name) for name in header.__struct_fields__}
     fields["body"] = RosterBody(**members)
-    return encode_signed(RosterHeader(**fields), sign) + body
+    signed = encode_signed(RosterHeader(**fields), lambda text: signing.sign(private_key, text))
+    return signed + body
 
 
-def make_roster(mailboxes: Iterable[str] = ("alice", "bob"), **members: Any) -> bytes:
+def make_roster(
+    mailboxes: Iterable[str] = ("alice", "bob"),
+    *,
+    private_key: bytes = PRIVATE_KEY,
+    roster_key: bytes = ROSTER_KEY,
+    **members: Any,
+) -> bytes:
     """A whole file that nothing is wrong with."""
     header = make_header(**members)
-    return seal(header, make_body(header, mailboxes))
+    body = make_body(header, mailboxes, roster_key=roster_key)
+    return seal(header, body, private_key=private_key)
 
 
 def rule(match: str, action: Any) -> RosterRule:

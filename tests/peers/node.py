@@ -80,6 +80,7 @@ class PosthouseNode:
             }
         ]
         self.pulls: list[dict[str, object]] = []
+        self.primaries: list[dict[str, object]] = []
         self._running: Running | None = None
         self.write()
 
@@ -89,10 +90,13 @@ class PosthouseNode:
         for section, keys in self.settings.items():
             if section:
                 lines.append(f"\n[{section}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+            lines += [f"{key} = {_to_toml(value)}" for key, value in keys.items()]
         for domain in self.domains:
             lines.append("\n[[domain]]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in domain.items()]
+            lines += [f"{key} = {_to_toml(value)}" for key, value in domain.items()]
+        for primary in self.primaries:
+            lines.append("\n[[primary]]")
+            lines += [f"{key} = {_to_toml(value)}" for key, value in primary.items()]
         for pull in self.pulls:
             lines.append("\n[[pull]]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in pull.items()]
@@ -182,3 +186,10 @@ class PosthouseNode:
     def wait_log(self, text: str, *, seconds: float = 30) -> None:
         """Wait until a log line has `text`."""
         wait_until(lambda: text in self.log(), what=f"a log line with {text!r}", seconds=seconds)
+
+
+def _to_toml(value: object) -> str:
+    """A value as TOML; JSON but for tables."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_to_toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)

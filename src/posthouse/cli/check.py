@@ -99,6 +99,8 @@ def _check_primary(file: Path, as_json: bool) -> int:
 
 
 def _count_recipients(domain: DomainConfig) -> str:
+    if domain.roster is not None:
+        return f"roster from {domain.roster.place}"
     if domain.recipients is None:
         return "no list"
     from posthouse.storage.recipient_lists import check_recipients

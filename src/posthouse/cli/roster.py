@@ -12,6 +12,11 @@ from posthouse.cli.main import LazyCommands
 ROSTER_COMMANDS: Final = {
     "keygen": ("posthouse.cli.roster_keygen", "keygen", "Make the keys of a primary."),
     "build": ("posthouse.cli.roster_build", "build", "Make rosters from their sources."),
+    "inspect": ("posthouse.cli.roster_look", "inspect", "Look into a roster file."),
+    "test": ("posthouse.cli.roster_look", "try_address", "Ask a roster about an address."),
+    "fetch": ("posthouse.cli.roster_act", "fetch", "Ask for rosters now."),
+    "accept": ("posthouse.cli.roster_act", "accept", "Put what was set aside in force."),
+    "reset-serial": ("posthouse.cli.roster_act", "reset_serial", "Let a lower serial pass."),
 }
 
 

@@ -274,6 +274,8 @@ def _local(instant: str | None) -> str:
 def _tell_list(facts: dict[str, Any] | None) -> str:
     if facts is None:
         return "-"
+    if facts.get("kind") == "roster":
+        return _tell_roster(facts)
     told = f"{facts.get('entries', 0):,}"
     if facts.get("catch_all"):
         told += " + catch-all"
@@ -294,3 +296,20 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
             for name, cell, width in zip(head, row, widths, strict=True)
         )
         yield "  ".join(cells).rstrip()
+
+
+def _tell_roster(facts: dict[str, Any]) -> str:
+    told = f"{facts.get('entries', 0):,}" + " + catch-all" * bool(facts.get("catch_all"))
+    if facts.get("serial"):
+        told += (
+            f", roster serial {facts['serial']}, issued {_local(str(facts['loaded_at']))}, "
+            f"expires {_local(str(facts['expires_at']))}"
+        )
+    if facts.get("set_aside"):
+        told += (
+            f"; {facts['set_aside']} is set aside ({clean(str(facts['set_aside_why']))}): "
+            f"posthouse roster accept {facts['domain']} {facts['set_aside']}"
+        )
+    if facts.get("problem"):
+        told += f"; {clean(str(facts['problem']))}"
+    return told

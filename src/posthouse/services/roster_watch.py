@@ -126,7 +126,7 @@ class RosterWatch:
         facts: dict[str, Any] = {"entries": 0, "loaded_at": "", "problem": "no roster yet"}
         if roster is not None:
             facts = dict(roster.describe())
-        facts["source"] = note.source
+        facts["domain"], facts["source"] = domain, note.source
         facts["kind"] = "roster"
         facts["problem"] = "; ".join(filter(None, (facts["problem"], note.problem)))
         facts["asked_us"], facts["next_us"] = note.asked_us, note.next_us

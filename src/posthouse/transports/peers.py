@@ -67,7 +67,8 @@ DEFAULT_PATIENCE: Final = Patience()
 class HttpsPeer:
     """See `posthouse.ports_https.Peer`. Used in one event loop; `close` it there.
 
-    token: what we present. spki_sha256: the pin, None to verify chain and name.
+    token: what we present, "" for a server that is to see none. spki_sha256: the pin, None to
+    verify chain and name.
     now_us: the clock, for Retry-After given as a date.
     Raises ValueError when base_url is none.
     """
@@ -90,7 +91,7 @@ class HttpsPeer:
         self._client = httpx2.AsyncClient(
             verify=make_context(spki_sha256) if secure else False,
             headers={
-                "Authorization": f"Bearer {token}",
+                **({"Authorization": f"Bearer {token}"} if token else {}),
                 "Accept-Encoding": "identity",
                 "User-Agent": f"posthouse/{posthouse.__version__}",
             },

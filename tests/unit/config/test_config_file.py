@@ -81,7 +81,7 @@ MISTAKES = [
     (SMALLEST + 'next_hop = ["smtp://127.0.0.1"]\n', "4: domain.next_hop: smtp://127.0.0.1:25 is this host"),
     (SMALLEST + 'next_hop = ["smtp://[::1]"]\n', "4: domain.next_hop: smtp://[::1]:25 is this host"),
     (SMALLEST + 'recipients = "missing"\n', "4: domain.recipients: "),
-    (SMALLEST + 'recipients = { primary = "x" }\n', "4: domain.recipients: a paired primary is not supported"),
+    (SMALLEST + 'recipients = { primary = "x" }\n', "4: domain.recipients: no [[primary]] is x; pair with it; there are: none"),
     (SMALLEST + '[smtp]\ncertificate = "cert.pem"\n', "4: smtp.private_key: is missing beside certificate"),
     (SMALLEST + '[smtp]\nprivate_key = "key.pem"\n', "4: smtp.certificate: is missing beside private_key"),
     (SMALLEST + "[relay]\nretry = []\n", "5: relay.retry: the list is empty"),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +33,6 @@ FINE = [
         ["smtp://[2001:DB8::1]:26", "smtp://Mail.example.com/"],
         (FixedHop(host="2001:db8::1", port=26), FixedHop(host="mail.example.com", port=25)),
     ),
-    (values.read_recipients, "x.recipients", Path("x.recipients")),
     (values.read_address, "[2001:DB8:0::1]", "2001:db8::1"),
 ]
 
@@ -77,7 +75,6 @@ WRONG = [
     (values.read_next_hop, ["smtp://u:p@10.0.0.1"], "more than a host and a port"),
     (values.read_next_hop, ["smtp:10.0.0.1"], "not a URI"),
     (values.read_next_hop, ["smtp://[::1"], "not a URI"),
-    (values.read_recipients, {"primary": "x"}, "not supported in this version"),
     (values.read_address, "mx.example.net", "not an IP address"),
     (values.read_choice("a", "b"), "c", "not known here"),
     (values.read_list(values.read_flag), True, "not a list"),
