@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -122,17 +122,28 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+def never() -> bool:
+    """Not stopped."""
+    return False
+
+
 class RosterWorks(Protocol):
     """Makes rosters and puts them in force. Blocks, for minutes perhaps: call it in a thread."""
 
     def make(
-        self, order: RosterOrder, *, accept_loss: bool = False, new_salt: bool = False
+        self,
+        order: RosterOrder,
+        *,
+        accept_loss: bool = False,
+        new_salt: bool = False,
+        stopped: Callable[[], bool] = never,
     ) -> Sequence[BuildReport]:
         """Read all sources and publish what has changed or needs new dates, for every key.
 
         Either all that is said holds or nothing changes: a roster is put in force whole,
         after a reader's own code has read it back. new_salt: rosters are made anew with
-        fresh salt and decoys. accept_loss: `max_loss` does not count this time.
+        fresh salt and decoys. accept_loss: `max_loss` does not count this time. stopped:
+        asked now and then; once True, the build ends with StorageBusy.
         Raises SourceFailed, PublishRefused, RosterRefused, StorageError; what was in
         force for this key stays in force.
         """

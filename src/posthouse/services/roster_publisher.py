@@ -5,9 +5,10 @@ up once two looks in a row found it the same, so that a copy under way is not ta
 for the whole. The others are read every `rebuild_seconds`. In any case sources are
 read often enough for a roster to get new dates before its old ones matter.
 
-One roster is made at a time, in a thread. What fails keeps the roster of before in
-force, is told once for each reason, and is tried again: at once when a source
-changes, else after a pause that doubles.
+One roster is made at a time, in a thread; those with slow digests, which may take
+an hour, apart from the others and in the background. What fails keeps the roster of
+before in force, is told once for each reason, and is tried again: at once when a
+source changes, else after a pause that doubles.
 
 `find` is for the HTTPS door; it looks at the disk, so that a roster made by
 `posthouse roster build` beside us is served too.
@@ -16,6 +17,7 @@ changes, else after a pause that doubles.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
@@ -60,6 +62,18 @@ class _Desk:
         self.pause_seconds = 0
         self.problem = ""
         self.reports: tuple[BuildReport, ...] = ()
+        self.stop = threading.Event()
+        self.slow: asyncio.Task[None] | None = None  # a build under way in the background
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether one digest takes milliseconds."""
+        return self.plan.order.digest.scheme == "scrypt"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is being made in the background."""
+        return self.slow is not None and not self.slow.done()
 
     def interval(self) -> int:
         """Seconds after which sources are read though nothing says that they changed."""
@@ -89,6 +103,7 @@ class RosterPublisher:
         self._now_s = now_s
         self._wait = wait
         self._busy = asyncio.Lock()
+        self._busy_slowly = asyncio.Lock()
         self._desks: dict[str, _Desk] = {}
         self.set_plans(plans)
 
@@ -97,38 +112,74 @@ class RosterPublisher:
         before = self._desks
         self._desks = {plan.order.domain: _Desk(plan) for plan in plans}
         for domain, desk in before.items():
+            desk.stop.set()
             if domain in self._desks:
                 self._desks[domain].reports = desk.reports
             elif desk.problem:
                 self._alerts.clear(ALERT_KIND, domain)
 
     async def refresh(self) -> None:
-        """Make every roster now, without waiting for quiet: at the start and on SIGHUP."""
+        """Make every roster now, without waiting for quiet: at the start and on SIGHUP.
+
+        Those with slow digests are begun.
+        """
         async with self._busy:
             for desk in list(self._desks.values()):
                 desk.seen = await asyncio.to_thread(_look_at, desk.plan.order)
-                await self._make(desk, desk.seen)
+                await self._begin(desk, desk.seen)
 
     async def run(self) -> None:
-        """Look again and again, for ever."""
-        while True:
-            await self._wait(LOOK_EVERY_SECONDS)
-            await self.look()
+        """Look again and again, for ever. Cancelled, it stops what is being made."""
+        try:
+            while True:
+                await self._wait(LOOK_EVERY_SECONDS)
+                await self.look()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Stop what is being made; what is in force stays."""
+        for desk in self._desks.values():
+            desk.stop.set()
+        await self.finish_slow()
+
+    async def finish_slow(self) -> None:
+        """Wait for the builds in the background."""
+        tasks = [desk.slow for desk in self._desks.values() if desk.slow is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def look(self) -> None:
         """Look at all sources once, and make what is due."""
         async with self._busy:
             for desk in list(self._desks.values()):
+                if desk.is_busy:
+                    continue
                 versions = await asyncio.to_thread(_look_at, desk.plan.order)
                 quiet = versions == desk.seen
                 desk.seen = versions
                 if (quiet and versions != desk.built) or self._now_s() >= desk.due_s:
-                    await self._make(desk, versions)
+                    await self._begin(desk, versions)
+
+    async def _begin(self, desk: _Desk, versions: tuple[str, ...]) -> None:
+        """Make it, or have it made in the background."""
+        if not desk.is_slow:
+            await self._make(desk, versions)
+        elif not desk.is_busy:
+            desk.slow = asyncio.create_task(self._make_slowly(desk, versions))
+
+    async def _make_slowly(self, desk: _Desk, versions: tuple[str, ...]) -> None:
+        async with self._busy_slowly:
+            await self._make(desk, versions)
 
     async def _make(self, desk: _Desk, versions: tuple[str, ...]) -> None:
         domain = desk.plan.order.domain
         try:
-            reports = await asyncio.to_thread(self._works.make, desk.plan.order)
+            reports = await asyncio.to_thread(
+                self._works.make, desk.plan.order, stopped=desk.stop.is_set
+            )
+        except asyncio.CancelledError:
+            desk.stop.set()  # a thread cannot be cancelled, but told
+            raise
         except StorageBusy:  # somebody types `roster build`: nothing is wrong
             desk.due_s = self._now_s() + _BUSY_SECONDS
             return

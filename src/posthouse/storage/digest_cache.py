@@ -70,7 +70,7 @@ class DigestCache:
     ) -> Iterator[bytes]:
         """The digests of MACs, those computed before first. tell: (done, all) of the slow ones.
 
-        Raises StorageError.
+        Raises StorageError, and what `tell` raises; what was computed is kept.
         """
         missing = []
         for mac in macs:

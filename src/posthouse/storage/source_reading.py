@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from posthouse.errors import SourceFailed
+from posthouse.errors import SourceFailed, StorageBusy
 from posthouse.mail.roster import RosterRule
-from posthouse.ports_publish import RosterOrder
+from posthouse.ports_publish import RosterOrder, never
 from posthouse.ports_sources import AddressSource, Harvest
 
 # So many per cent of a source may be no addresses before it is not believed.
 MAX_UNREADABLE_PERCENT: Final = 1
 _MAX_EXAMPLES: Final = 5
+_ASK_MASK: Final = 1023
 
 
 class SourceReading:
@@ -22,8 +23,10 @@ class SourceReading:
     left nothing. The rest as in Harvest, added up.
     """
 
-    def __init__(self, order: RosterOrder) -> None:
+    def __init__(self, order: RosterOrder, stopped: Callable[[], bool] = never) -> None:
+        """stopped: asked every thousand entries; True ends the reading with StorageBusy."""
         self._order = order
+        self._stopped = stopped
         self.given = 0
         self.empty = 0
         self.skipped = 0
@@ -40,6 +43,8 @@ class SourceReading:
             count = 0
             for content in source.read(self._order.domain, harvest):
                 count += 1
+                if not count & _ASK_MASK and self._stopped():
+                    raise StorageBusy(f"{self._order.domain}: the build was stopped")
                 yield content
             self._judge(source, harvest, count)
             if source.get_version() != before:

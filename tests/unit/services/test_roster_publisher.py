@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import msgspec
 import pytest
 
 from fakes.source import ListSource
+from peers.processes import wait_until
 from posthouse.domain.digests import roster_key_id
-from posthouse.errors import SourceFailed
+from posthouse.errors import SourceFailed, StorageBusy
 from posthouse.mail.roster import RosterLimits, RosterPolicy
-from posthouse.ports_publish import RosterOrder, RosterReplyKind
+from posthouse.ports_publish import DigestOrder, RosterOrder, RosterReplyKind
 from posthouse.proto import signing
 from posthouse.services.roster_publisher import ALERT_KIND, Plan, RosterPublisher
 from posthouse.storage.roster_maker import RosterMaker, Signer
 from posthouse.storage.roster_offers import RosterOffers
+from posthouse.storage.roster_shelf import open_shelf
 
 KEY = bytes(range(32))
 KEY_ID = roster_key_id(KEY)
@@ -44,6 +47,7 @@ class Stage:
     """A publisher with a clock that is moved by hand, and one source of each kind."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.now_s = 1_800_000_000
         self.file = ListSource(["alice@example.com", "bob@example.com"], version="1")
         self.database = ListSource(["carol@example.com"])
@@ -212,3 +216,66 @@ async def test_unknown_rosters_are_not_found(stage: Stage) -> None:
     await stage.publisher.refresh()
     assert await stage.publisher.find("example.com", "0" * 16) is None
     assert await stage.publisher.find("example.net", KEY_ID) is None
+
+
+async def test_slow_digests_are_made_in_the_background(stage: Stage) -> None:
+    """A roster that takes an hour keeps neither the door nor the other rosters waiting."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    held = ListSource(["alice@example.com"], version="1", while_reading=hold)
+    slow = stage.plan(held, digest=DigestOrder(scheme="scrypt", n=1024))
+    fast = stage.plan(ListSource(["bob@example.net"], version="1"), domain="example.net")
+    stage.publisher.set_plans([slow, fast])
+    await stage.publisher.refresh()
+    await asyncio.to_thread(begun.wait, 20)
+    assert await stage.publisher.find("example.net", KEY_ID) is not None
+    assert await stage.serial() == 0
+    await stage.pass_time(1, looks=3)
+    assert held.reads == 1
+    go_on.set()
+    await stage.publisher.finish_slow()
+    assert await stage.serial() > 0
+    assert stage.alerts.raised == 0
+
+
+async def test_a_build_under_way_stops_with_its_service(stage: Stage) -> None:
+    """Cancelled, the publisher has the build end soon, and the old roster stays."""
+    await stage.publisher.refresh()
+    first = await stage.serial()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    endless = ListSource(
+        [f"user{number}" for number in range(5000)], version="1", while_reading=hold
+    )
+    stage.publisher.set_plans([stage.plan(endless)])
+    task = asyncio.create_task(stage.publisher.refresh())
+    await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await asyncio.to_thread(_wait_unlocked, stage)
+    assert await stage.serial() == first
+    assert stage.alerts.raised == 0
+
+
+def _wait_unlocked(stage: Stage) -> None:
+    """Until the thread that was told to stop has let go of the roster."""
+    shelf = open_shelf(stage.root, "example.com", KEY_ID)
+
+    def is_free() -> bool:
+        try:
+            with shelf.lock():
+                return True
+        except StorageBusy:
+            return False
+
+    wait_until(is_free, what="the end of the build")

@@ -454,3 +454,18 @@ def test_a_failing_source_ends_the_processes() -> None:
     source.failing = True
     with pytest.raises(SourceFailed, match="lost the connection"):
         hash_and_sort(job, source.read("example.com", Harvest()), cores=2)
+
+
+def test_a_build_can_be_stopped(bench: Bench) -> None:
+    """Stopped while it reads or computes, a build ends and what it computed is kept."""
+    bench.source.addresses = [f"user{number}" for number in range(3000)]
+    with pytest.raises(StorageBusy, match="stopped"):
+        bench.maker.make(bench.order(), stopped=lambda: True)
+    bench.source.addresses = [f"user{number}" for number in range(200)]
+    asked = itertools.count()
+    slow = bench.order(digest=DigestOrder(scheme="scrypt", n=1024))
+    with pytest.raises(StorageBusy, match="stopped"):
+        bench.maker.make(slow, stopped=lambda: next(asked) >= 1)
+    cache = bench.root / "example.com" / roster_key_id(KEY) / "digests.cache"
+    assert cache.stat().st_size > 128 * 48
+    assert bench.offers.get_serial("example.com", roster_key_id(KEY)) == 0
