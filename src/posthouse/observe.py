@@ -95,6 +95,18 @@ class _Sink:
             self.scheduled = True
             self.schedule(self.flush)
 
+    def put_text(self, *lines: tuple[str, str]) -> None:
+        """Several text lines of one event, each (daemon, text)."""
+        if self.fd is None and not self.to_syslog:
+            return
+        for daemon, text in lines:
+            self.pending.append(self.prefix(daemon) + text)
+        if self.schedule is None:
+            self.flush()
+        elif not self.scheduled:
+            self.scheduled = True
+            self.schedule(self.flush)
+
     def make_line(self, daemon: str, text: str, fields: dict[str, Any] | None) -> str:
         if not self.json:
             return self.prefix(daemon) + text
@@ -526,14 +538,11 @@ def message_accepted(
             },
         )
         return
-    put = _sink.put
-    put("smtpd", f"{queue_id}: client={clean(name)}[{address}]", None)
-    put("cleanup", f"{queue_id}: message-id={clean(message_id)}", None)
-    put(
-        "qmgr",
-        f"{queue_id}: from=<{clean(sender)}>, size={size_bytes}, nrcpt={len(addresses)} "
-        "(queue active)",
-        None,
+    facts = f"from=<{clean(sender)}>, size={size_bytes}, nrcpt={len(addresses)}"
+    _sink.put_text(
+        ("smtpd", f"{queue_id}: client={clean(name)}[{address}]"),
+        ("cleanup", f"{queue_id}: message-id={clean(message_id)}"),
+        ("qmgr", f"{queue_id}: {facts} (queue active)"),
     )
 
 

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -40,7 +40,6 @@ from posthouse.proto.server_events import (
     Etrn,
     Event,
     Mail,
-    Pause,
     Rcpt,
     ServerLimits,
     StartTls,
@@ -199,10 +198,11 @@ class SmtpDoor(asyncio.Protocol):
     """One client."""
 
     __slots__ = (
-        "_address", "_began", "_busy", "_channel", "_closing", "_closing_since", "_committing",
-        "_facts", "_judging", "_judging_since", "_keeper", "_last", "_letter", "_messages",
-        "_name", "_name_task", "_parting", "_port", "_recipients", "_session", "_stalled", "_tls",
-        "_transport", "_turn", "_unread", "_verdicts", "_writing_paused",
+        "_address", "_began", "_busy", "_channel", "_client", "_clock", "_closing",
+        "_closing_since", "_committing", "_facts", "_judging", "_judging_since", "_keeper",
+        "_last", "_letter", "_messages", "_name", "_name_task", "_parting", "_port",
+        "_recipients", "_session", "_stalled", "_tls", "_transport", "_turn", "_unread",
+        "_verdicts", "_writing_paused",
     )  # fmt: skip
 
     def __init__(self, keeper: Doorkeeper) -> None:
@@ -213,6 +213,8 @@ class SmtpDoor(asyncio.Protocol):
         if self._tls is None and limits.offer_starttls:
             limits = msgspec.structs.replace(limits, offer_starttls=False)
         self._session = ServerSession(limits)
+        self._clock = asyncio.get_running_loop().time  # asking for the loop is a system call
+        self._client: Client | None = None  # as it was for the last message
         self._transport: asyncio.Transport | None = None
         self._channel: TlsChannel | None = None
         self._letter: OpenLetter | None = None
@@ -259,7 +261,7 @@ class SmtpDoor(asyncio.Protocol):
             transport.write(refusal.encode())
             transport.close()
             return
-        self._began = self._last = asyncio.get_running_loop().time()
+        self._began = self._last = self._clock()
         if self._keeper.resolver is not None:
             self._name_task = asyncio.get_running_loop().create_task(
                 self._find_name(self._keeper.resolver)
@@ -273,7 +275,7 @@ class SmtpDoor(asyncio.Protocol):
         """Take octets from the socket."""
         if self._closing:
             return
-        self._last = asyncio.get_running_loop().time()
+        self._last = self._clock()
         channel = self._channel
         if channel is not None:
             plain = self._decrypt(channel, data)
@@ -283,7 +285,7 @@ class SmtpDoor(asyncio.Protocol):
                 return
             data = plain
         self._session.receive(data)
-        if self._waits():
+        if self._busy or self._writing_paused or self._turn is not None:  # `_waits`, at each read
             if self._session.buffered_bytes > _READ_AHEAD_BYTES:
                 self._stall()
             return
@@ -398,7 +400,7 @@ class SmtpDoor(asyncio.Protocol):
 
     def _begin_closing(self) -> None:
         if not self._closing_since:
-            self._closing_since = asyncio.get_running_loop().time()
+            self._closing_since = self._clock()
         self._closing = True
 
     def _close(self) -> None:
@@ -419,16 +421,15 @@ class SmtpDoor(asyncio.Protocol):
         if self._turn is not None:  # this is that turn, come earlier
             self._turn.cancel()
             self._turn = None
-        over = self._closing
-        if over or self._busy:
+        if self._closing or self._busy:
             return
         if not self._writing_paused:
             self._pull()
         self._send_due()
-        if self._closing:
+        if self._over():
             return
         session = self._session
-        if self._waits():
+        if self._busy or self._writing_paused or self._turn is not None:
             if session.buffered_bytes > _READ_AHEAD_BYTES:
                 self._stall()
             return
@@ -441,6 +442,9 @@ class SmtpDoor(asyncio.Protocol):
         elif self._keeper.leaving and not session.in_transaction:
             self.cut("server shutting down")
 
+    def _over(self) -> bool:
+        return self._closing  # it may have been set by what was called meanwhile
+
     def _pull(self) -> None:
         session = self._session
         try:
@@ -448,9 +452,10 @@ class SmtpDoor(asyncio.Protocol):
                 event = session.next_event()
                 if event is None:
                     return
-                if isinstance(event, Pause):
+                act = _ACTS.get(type(event))
+                if act is None:  # Pause
                     break
-                self._handle(event)
+                act(self, event)
                 if self._busy or self._closing:
                     return
             self._next_turn()
@@ -499,28 +504,14 @@ class SmtpDoor(asyncio.Protocol):
             )
             self.abort()
 
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, Content):
-            letter = self._letter
-            if letter is not None and not letter.write(event.data):
-                self._wait_for_disk(letter)
-        elif isinstance(event, Rcpt):
-            self._on_rcpt(event)
-        elif isinstance(event, Mail):
-            self._on_mail()
-        elif isinstance(event, DataRequest):
-            self._on_data()
-        elif isinstance(event, ContentEnd):
-            self._on_end(event)
-        elif isinstance(event, Abort):
-            self._drop_letter()
-            self._recipients, self._verdicts = [], []
-        elif isinstance(event, Etrn):
-            self._on_etrn(event)
-        elif isinstance(event, StartTls):
-            self._on_starttls()
-        elif isinstance(event, Closing):
-            self._on_closing(event)
+    def _on_content(self, event: Content) -> None:
+        letter = self._letter
+        if letter is not None and not letter.write(event.data):
+            self._wait_for_disk(letter)
+
+    def _on_abort(self, _event: Abort) -> None:
+        self._drop_letter()
+        self._recipients, self._verdicts = [], []
 
     # ------------------------------------------------------------------ events
 
@@ -536,7 +527,7 @@ class SmtpDoor(asyncio.Protocol):
         sender = self._session.sender
         return "" if sender is None else sender.spelled
 
-    def _on_mail(self) -> None:
+    def _on_mail(self, _event: Mail | None = None) -> None:
         if self._name_task is not None and not self._name_task.done():
             self._wait_for_name()
             return
@@ -587,13 +578,13 @@ class SmtpDoor(asyncio.Protocol):
         facts, session = self._facts, self._session
         facts.name, facts.helo, facts.tls = self._name, session.helo, session.tls
         self._busy = True
-        self._judging_since = asyncio.get_running_loop().time()
+        self._judging_since = self._clock()
         self._judging = asyncio.ensure_future(desk(event.node, facts))
         self._judging.add_done_callback(self._etrn_decided)
 
     def _etrn_decided(self, done: asyncio.Future[Reply]) -> None:
         self._busy, self._judging = False, None
-        self._last = asyncio.get_running_loop().time()
+        self._last = self._clock()
         if self._closing:
             return
         error = TimeoutError("it took too long") if done.cancelled() else done.exception()
@@ -605,7 +596,7 @@ class SmtpDoor(asyncio.Protocol):
         self._session.answer(reply)
         self._pump()
 
-    def _on_data(self) -> None:
+    def _on_data(self, _event: DataRequest) -> None:
         session = self._session
         params = session.params
         opened = self._keeper.reception.open_letter(
@@ -617,14 +608,7 @@ class SmtpDoor(asyncio.Protocol):
                 ret=params.ret,
                 envid=params.envid,
             ),
-            Client(
-                address=self._address,
-                port=self._port,
-                name=self._name,
-                helo=session.helo,
-                protocol=self._protocol(),
-                tls=session.tls,
-            ),
+            self._describe_client(),
             self._facts,
             self._verdicts,
         )
@@ -634,6 +618,24 @@ class SmtpDoor(asyncio.Protocol):
             return
         self._letter = opened
         session.open_data()
+
+    def _describe_client(self) -> Client:
+        session, protocol, known = self._session, self._protocol(), self._client
+        if known is None or (
+            known.protocol != protocol
+            or known.helo is not session.helo  # each EHLO makes another
+            or known.tls is not session.tls
+            or known.name is not self._name
+        ):
+            known = self._client = Client(
+                address=self._address,
+                port=self._port,
+                name=self._name,
+                helo=session.helo,
+                protocol=protocol,
+                tls=session.tls,
+            )
+        return known
 
     def _on_end(self, event: ContentEnd) -> None:
         letter = self._letter
@@ -668,7 +670,7 @@ class SmtpDoor(asyncio.Protocol):
             observe.trouble("smtpd", f"{letter.queue_id}: not stored", error)
             self._log_refusal("END-OF-MESSAGE", NO_STORAGE_AFTER)
             self._session.answer(NO_STORAGE_AFTER)
-        self._last = asyncio.get_running_loop().time()
+        self._last = self._clock()
         if self._parting:
             self.cut("server shutting down")
         else:
@@ -706,7 +708,7 @@ class SmtpDoor(asyncio.Protocol):
 
     def _disk_ready(self, done: asyncio.Future[None]) -> None:
         self._busy = False
-        self._last = asyncio.get_running_loop().time()
+        self._last = self._clock()
         if not done.cancelled() and done.exception() is not None:
             pass  # `commit` reports it: the client hears 451 after its content
         if self._closing:
@@ -717,13 +719,13 @@ class SmtpDoor(asyncio.Protocol):
     def _wait_for_verdict(self, event: Rcpt, verdict: Awaitable[Verdict]) -> None:
         """Commands pipelined behind this one wait too, so that replies keep their order."""
         self._busy = True
-        self._judging_since = asyncio.get_running_loop().time()
+        self._judging_since = self._clock()
         self._judging = asyncio.ensure_future(verdict)
         self._judging.add_done_callback(partial(self._judged, event))
 
     def _judged(self, event: Rcpt, done: asyncio.Future[Verdict]) -> None:
         self._busy, self._judging = False, None
-        self._last = asyncio.get_running_loop().time()
+        self._last = self._clock()
         error: BaseException | None = TimeoutError("it took too long")
         if not done.cancelled():
             error = done.exception()
@@ -763,7 +765,7 @@ class SmtpDoor(asyncio.Protocol):
 
     # ------------------------------------------------------------------ TLS
 
-    def _on_starttls(self) -> None:
+    def _on_starttls(self, _event: StartTls) -> None:
         assert self._tls is not None  # else it was never offered
         self._send_due()  # the 220 goes in clear
         self._channel = self._tls.open_channel()
@@ -791,3 +793,16 @@ class SmtpDoor(asyncio.Protocol):
         if channel.eof:
             self._unread = True  # what came with the close_notify is handled first
         return plain
+
+
+_ACTS: Final[dict[type[Event], Callable[[SmtpDoor, Any], None]]] = {
+    Content: SmtpDoor._on_content,
+    Rcpt: SmtpDoor._on_rcpt,
+    Mail: SmtpDoor._on_mail,
+    DataRequest: SmtpDoor._on_data,
+    ContentEnd: SmtpDoor._on_end,
+    Abort: SmtpDoor._on_abort,
+    Etrn: SmtpDoor._on_etrn,
+    StartTls: SmtpDoor._on_starttls,
+    Closing: SmtpDoor._on_closing,
+}

@@ -33,6 +33,9 @@ class Reply(msgspec.Struct, frozen=True):
 
     def encode(self) -> bytes:
         """The octets on the wire, every line ended by CRLF."""
+        if "\n" not in self.text:
+            enhanced = f"{self.enhanced} " if self.enhanced else ""
+            return f"{self.code} {enhanced}{self.text}\r\n".encode("utf-8", "replace")
         prefix = f" {self.enhanced}" if self.enhanced else ""
         lines = self.text.split("\n")
         last = len(lines) - 1

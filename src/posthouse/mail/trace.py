@@ -16,8 +16,8 @@ _MAX_NAMED = 200
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 # White space before the colon is obsolete (RFC 5322 §4.5); nobody puts 32 of it there.
-_RECEIVED = re.compile(rb"^received[ \t]{0,32}:", re.IGNORECASE | re.MULTILINE)
-_MESSAGE_ID = re.compile(rb"^message-id[ \t]{0,32}:", re.IGNORECASE | re.MULTILINE)
+# A pattern that begins with a literal is searched for several times as fast as one with "^".
+_FIELD = re.compile(rb"\n(?:(received)|message-id)[ \t]{0,32}:", re.IGNORECASE)
 _ID_VALUE = re.compile(rb"[^:]*:(?:[ \t]|\r\n[ \t])*(\S{1,250})")
 _NAME_OCTETS = 64  # a field name both patterns know is shorter
 _ID_FIELD_OCTETS = 600
@@ -133,11 +133,11 @@ class HeaderScan:
         """Search the lines in text[:stop]; what is behind, up to `end`, may belong to a field."""
         if not stop:
             return
-        self.received += len(_RECEIVED.findall(text, 0, stop))
-        if self._id_field is None:
-            found = _MESSAGE_ID.search(text, 0, stop)
-            if found is not None:
-                start = found.start()
+        for found in _FIELD.finditer(b"\n" + text[:stop]):
+            if found.group(1) is not None:
+                self.received += 1
+            elif self._id_field is None:
+                start = found.start()  # of the LF put in front: of the field, in `text`
                 self._id_field = text[start : min(end, start + _ID_FIELD_OCTETS)]
 
     def _conclude(self) -> None:

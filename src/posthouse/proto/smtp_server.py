@@ -69,6 +69,7 @@ class _Mode(enum.Enum):
     CLOSED = enum.auto()
 
 
+_COMMAND = _Mode.COMMAND  # read at every command: an attribute of an Enum costs more
 _OK = replies.OK.encode()
 _CACHED: Final = {
     id(reply): reply.encode() for reply in (replies.OK, replies.SENDER_OK, replies.RECIPIENT_OK)
@@ -89,6 +90,10 @@ _TEXT = re.compile(rb"[\x20-\x7e\x80-\xff]*\Z")
 _HELO = re.compile(rb"[\x21-\x7e]{1,255}\Z")
 _BDAT = re.compile(rb"(\d{1,20})(?:[ ]+(LAST))?\s*\Z", re.IGNORECASE)
 _RCPT_FAST = re.compile(rb"[Rr][Cc][Pp][Tt] [Tt][Oo]:<([^<>\s\"]+)>\Z")
+_MAIL_FAST = re.compile(
+    rb"[Mm][Aa][Ii][Ll] [Ff][Rr][Oo][Mm]:<([!#-;=?-\[\]-~]*)>(?: ([!-~]+(?: [!-~]+)*))?\Z"
+)
+_LETTER_R, _LETTER_M = ord("r"), ord("m")
 # Known to RFCs but not offered here: 502 says so (RFC 5321 §4.2.4).
 _KNOWN = frozenset({b"EXPN", b"AUTH", b"ATRN", b"TURN", b"SEND", b"SOML", b"SAML"})
 # A browser or proxy made to speak to us (precedent: Postfix smtpd_forbidden_commands).
@@ -191,6 +196,13 @@ class ServerSession:
 
     def next_event(self) -> Event | None:
         """The next thing the owner must know; None: more octets, or an answer, are needed."""
+        if (  # nothing to read, nothing to say: the usual end of a turn
+            self._pos >= len(self._buffer)
+            and self._mode is _COMMAND
+            and not (self._ended or self._pending_close)
+            and self.errors < self._limits.max_errors
+        ):
+            return None
         lines = 0
         while self._awaiting is None:
             event: Event | None
@@ -199,7 +211,7 @@ class ServerSession:
                 self._ended = False
                 self._awaiting = ContentEnd
                 return ContentEnd(self._verdict)
-            if mode is _Mode.COMMAND:
+            if mode is _COMMAND:
                 if self._pending_close:
                     return self._close(self._pending_close)
                 if self.errors >= self._limits.max_errors:
@@ -331,10 +343,17 @@ class ServerSession:
 
     def _command(self, line: bytes) -> Event | None:
         self.commands += 1
-        fast = _RCPT_FAST.match(line)
-        if fast is not None:  # the hot path: RCPT TO:<simple@address>
-            self.last_command = "RCPT"
-            return self._rcpt_path(fast.group(1), b"")
+        letter = line[0] | 0x20 if line else 0
+        if letter == _LETTER_R:  # the hot path: RCPT TO:<simple@address>
+            fast = _RCPT_FAST.match(line)
+            if fast is not None:
+                self.last_command = "RCPT"
+                return self._rcpt_path(fast.group(1), b"")
+        elif letter == _LETTER_M:
+            fast = _MAIL_FAST.match(line)
+            if fast is not None:
+                self.last_command = "MAIL"
+                return self._mail_path(fast.group(1), fast.group(2) or b"")
         if _TEXT.match(line) is None:
             self._say(replies.UNKNOWN)
             return None
@@ -383,17 +402,22 @@ class ServerSession:
         return self._hello(argument, esmtp=False)
 
     def _on_mail(self, argument: bytes) -> Event | None:
+        split = _split_path(argument, b"FROM:")
+        if split is not None:
+            return self._mail_path(*split)
+        if not self.helo:
+            self._say(replies.HELO_FIRST)
+        else:
+            self._say(replies.NESTED_MAIL if self._in_mail else replies.MAIL_SYNTAX)
+        return None
+
+    def _mail_path(self, path: bytes, rest: bytes) -> Event | None:
         if not self.helo:
             self._say(replies.HELO_FIRST)
             return None
         if self._in_mail:
             self._say(replies.NESTED_MAIL)
             return None
-        split = _split_path(argument, b"FROM:")
-        if split is None:
-            self._say(replies.MAIL_SYNTAX)
-            return None
-        path, rest = split
         if rest and not self.esmtp:
             self._say(server_params.UNKNOWN_PARAMETER)
             return None
