@@ -69,6 +69,14 @@ postlog   unix-dgram n - n - 1 postlogd
 """
 
 
+_SCREENED: Final = """\
+127.0.0.1:{port} inet n - n - 1 postscreen
+smtpd     pass  - - n - {limit} smtpd
+dnsblog   unix  - - n -     0 dnsblog
+tlsproxy  unix  - - n -     0 tlsproxy
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
     """One message in a mailbox of the primary.
@@ -97,10 +105,12 @@ class Postfix:
         port: int | None = None,
         process_limit: int = 100,
         log: bool = True,
+        screened: bool = False,
     ) -> None:
         """Lay the instance out in a fresh directory inside `directory` (default: the temporary one).
 
         parameters: main.cf; they win over the defaults here. log: write `mail.log`.
+        screened: postscreen(8) stands before smtpd.
         Raises PeerMissing when Postfix is not installed or we are not root.
         """
         find_program("postfix", "postfix")
@@ -118,6 +128,7 @@ class Postfix:
         self.mailboxes = self.root / "mailboxes"
         self.log_file = self.root / "mail.log"
         self._process_limit = process_limit
+        self._screened = screened
         self._guard: Guard | None = None
         self._group: int | None = None
         self._parameters = {**self._base_parameters(log=log), **parameters}
@@ -139,6 +150,7 @@ class Postfix:
         parameters: Mapping[str, str] | None = None,
         directory: Path | None = None,
         port: int | None = None,
+        screened: bool = False,
     ) -> Self:
         """A primary that delivers to maildirs; unknown users get 550 5.1.1.
 
@@ -167,6 +179,7 @@ class Postfix:
             parameters={**settings, **(parameters or {})},
             directory=directory,
             port=port,
+            screened=screened,
         )
         instance.set_users(f"{user}@{domain}" for domain in domains for user in users)
         if recipient_replies is not None:
@@ -432,11 +445,16 @@ class Postfix:
             os.chown(path, uid, gid)
             path.chmod(mode)
 
+    def _services(self) -> str:
+        if not self._screened:
+            return _MASTER
+        return _SCREENED + _MASTER.partition("\n")[2]
+
     def _write_configuration(self) -> None:
         main = "".join(f"{name} = {value}\n" for name, value in self._parameters.items())
         (self.config_directory / "main.cf").write_text(main)
         (self.config_directory / "master.cf").write_text(
-            _MASTER.format(port=self.port, limit=self._process_limit)
+            self._services().format(port=self.port, limit=self._process_limit)
         )
         # Postfix waits until a file it reads has not changed for two seconds. It need not.
         for path in self.config_directory.iterdir():

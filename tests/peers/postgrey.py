@@ -1,50 +1,45 @@
-"""A throw-away postgrey: greylists at a Unix socket, remembers in its own directory."""
+"""A real postgrey for a primary: `smtpd_recipient_restrictions = check_policy_service …`."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from peers.processes import Running, find_program, wait_until
+from peers.processes import Running, find_program, free_port
 
 
 class Postgrey:
-    """Answers `DEFER_IF_PERMIT Greylisted` to every client it sees for the first time.
+    """Greylists every triplet for `delay` seconds; nobody is whitelisted, ever."""
 
-    socket: where Postfix asks it; its directory must exist.
-    """
-
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
-        self._database = Path(tempfile.mkdtemp(prefix="postgrey-"))
+    def __init__(self, directory: Path, *, delay: int = 2) -> None:
+        self.port = free_port()
+        nobody = directory / "nobody"
+        nobody.write_text("")
+        database = directory / "postgrey"
+        database.mkdir()
+        self._arguments = [
+            find_program("postgrey", "postgrey"),
+            f"--inet=127.0.0.1:{self.port}",
+            f"--dbdir={database}",
+            f"--delay={delay}",
+            f"--whitelist-clients={nobody}",
+            f"--whitelist-recipients={nobody}",
+            "--auto-whitelist-clients=0",
+            "--user=root",
+            "--group=root",
+        ]
+        self._output = directory / "postgrey.log"
         self._running: Running | None = None
 
+    @property
+    def policy(self) -> str:
+        """The word for `smtpd_recipient_restrictions`."""
+        return f"check_policy_service inet:127.0.0.1:{self.port}"
+
     def __enter__(self) -> Self:
-        none = self._database / "none"
-        none.touch()
-        self._running = Running(
-            [
-                find_program("postgrey", "postgrey"),
-                f"--unix={self.socket}",
-                f"--dbdir={self._database}",
-                f"--whitelist-clients={none}",
-                f"--whitelist-recipients={none}",
-                "--auto-whitelist-clients=0",
-                "--user=root",
-                "--group=root",
-                "--socketmode=0666",
-            ],
-            output=self._database / "log",
-        )
-        try:
-            wait_until(self.socket.is_socket, what=f"postgrey: {self._running.said()}")
-            wait_until(lambda: self.socket.stat().st_mode & 0o777 == 0o666, what="its mode")
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        self._running = Running(self._arguments, output=self._output)
+        self._running.wait_answering(self.port, seconds=20)
         return self
 
     def __exit__(
@@ -54,5 +49,4 @@ class Postgrey:
         trace: TracebackType | None,
     ) -> None:
         if self._running is not None:
-            self._running.stop()
-        shutil.rmtree(self._database, ignore_errors=True)
+            self._running.stop(seconds=10)

@@ -475,7 +475,13 @@ class ClientSession:
             self._break(f"a reply to nothing: {reply}", self._stage())
 
     def _on_shutdown(self, reply: PeerReply, awaited: Awaited | None) -> None:
-        """421: the session is over. In good order when mail had passed and none was under way."""
+        """421: the session is over. In good order when mail had passed and none was under way.
+
+        Replies come in order and nothing comes after this one (RFC 5321 §3.8): whatever was
+        sent behind the command that it answers was not taken.
+        """
+        for transaction in self._transactions:
+            transaction.sent = False
         between = awaited is None or awaited is _MAIL
         stage = _STAGES.get(awaited, "session") if awaited is not None else "session"
         ended = _ended_by(stage, reply)

@@ -83,7 +83,7 @@ class Lane:
     """One session's `ports.WorkSource`.
 
     resting: it asked for work and there was none. outstanding: transactions
-    given and not ended. served: recipients accepted over it.
+    given and not ended. served: recipients accepted over it; refused: for good.
     """
 
     __slots__ = (
@@ -91,6 +91,7 @@ class Lane:
         "outstanding",
         "owner",
         "quiet_ticks",
+        "refused",
         "relay",
         "resting",
         "served",
@@ -108,8 +109,14 @@ class Lane:
         self.resting = False
         self.outstanding = 0
         self.served = 0
+        self.refused = 0
         self.quiet_ticks = 0
         self.still_ticks = 0  # of the pool, with work under way and no outcome
+
+    @property
+    def useful(self) -> bool:
+        """It came to a decision about somebody: the next hop works."""
+        return self.served + self.refused > 0
 
     @property
     def idle(self) -> bool:
@@ -207,8 +214,8 @@ class Lane:
             owner.unproven()
         if after_dot:
             reason = f"{why} after the final dot; it may arrive twice"
-        elif owner.strike(message.queue_id) < 2:
-            owner.queue.put_front(transaction)
+        elif (why.startswith("421 ") and self.useful) or owner.strike(message.queue_id) < 2:
+            owner.queue.put_front(transaction)  # a limit of the session says nothing of it
             return
         else:
             reason = f"{why}, again with this message"
@@ -243,8 +250,10 @@ class Lane:
                 Settlement(message.queue_id, recipient.seq, Outcome.HELD, 0, reason, reply)
             )
             self._log(message, recipient, dsn_code(code, text), "held", reply or reason)
+            ours = result.stage in _OUR_STAGES
+            self.refused += not ours
             if owner.watched:
-                if result.stage in _OUR_STAGES:
+                if ours:
                     owner.unproven()
                 else:
                     owner.held_for_good(self.relay, reply)
@@ -282,7 +291,7 @@ class Lane:
         """What do the replies tell of the next hop?"""
         for result in results:
             if _meaning(result).effect is Effect.SLOWER:
-                if not (result.code == 421 and self.served):  # a limit of messages in one session
+                if not (result.code == 421 and self.useful):  # a limit of one session
                     self.owner.slower(self.relay, result.text)
                 self.quit()  # limits of a session end with it; postscreen wants a fresh one
                 return

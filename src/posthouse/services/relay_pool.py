@@ -446,7 +446,7 @@ class SessionPool:
                 self._leader.refused_at_mail(
                     f"{lane.relay} refuses MAIL: {said}", 1, permanent=True
                 )
-        elif lane.served:  # a limit of messages in one session, or a restart: connect again
+        elif lane.useful:  # a limit of messages or errors in one session, or a restart
             pass
         elif end.reply_code and _wants_less(end):
             self.slower(lane.relay, said)

@@ -63,7 +63,8 @@ class ReadyQueue:
     """Transactions ready to be sent to one next hop.
 
     on_ready is called when some came, on_dry when a reading found that nothing is due.
-    pace: how fast they are handed out, None = as asked.
+    pace: how fast they are handed out, None = as asked. on_waiting: who wants to hear of mail
+    that is accepted while closed, None = nobody.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ReadyQueue:
         self._on_ready = on_ready
         self._on_dry = on_dry
         self.pace: Pace | None = None
+        self.on_waiting: Callable[[QueuedMessage], None] | None = None
         self._pace_timer: Timer | None = None
         self._ready: deque[Transaction] = deque()
         self._fresh: deque[Transaction] = deque()  # while there is a backlog
@@ -174,6 +176,8 @@ class ReadyQueue:
         whole: these are all its recipients.
         """
         if not self.is_open:
+            if self.on_waiting is not None:
+                self.on_waiting(message)
             return
         queue = self._domains[domain]
         means = self._means

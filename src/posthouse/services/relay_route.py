@@ -21,6 +21,7 @@ from posthouse.domain.drain import Event, Health, State, SurgeGuard, move
 from posthouse.domain.nexthop import HostPort, quick_probe_delay_us
 from posthouse.domain.pace import Pace
 from posthouse.errors import StorageError
+from posthouse.ports import QueuedMessage
 from posthouse.ports_drain import Experience, NextHopAuthority, Order
 from posthouse.services.relay_ledger import Timer
 from posthouse.services.relay_means import Means
@@ -54,13 +55,14 @@ class Route:
         self._tasks: set[asyncio.Task[None]] = set()
         self._rest_timer: Timer | None = None
         self._told_delivered = 0
-        self._known_told = False
+        self._known: dict[str, None] = {}
         self._retired = False
 
     # ------------------------------------------------------------------ what the relay asks
 
     def start(self) -> None:
         """Begin to follow."""
+        self.queue.on_waiting = self._learn
         self.queue.set_domains(self.domains)
         self._authority.follow(self.key, self)
 
@@ -89,7 +91,7 @@ class Route:
         if len(self.pool) and not self.hops and self.health.flowing:
             self._start(self._recheck(), "MX")
         self.pool.see_whether_dry()
-        if waiting and not self.queue.is_open and not self._known_told:
+        if waiting and not self.queue.is_open and not self._known:
             self._start(self._find_known(waiting[:_KNOWN]), "addresses")
 
     def retire(self) -> None:
@@ -162,7 +164,8 @@ class Route:
 
     def _shut(self) -> None:
         if self.queue.is_open:
-            self._known_told = False
+            self._known = {}
+            self.queue.on_waiting = self._learn
             self.pool.close()
             self.means.look()  # which of its domains have mail; see `recheck`
 
@@ -275,8 +278,7 @@ class Route:
             self.obstructed(way)
 
     async def _find_known(self, domains: Sequence[str]) -> None:
-        """Tell addresses of the oldest mail, for probes to ask for: one look, nothing is taken."""
-        known: dict[str, None] = {}
+        """Learn addresses of the oldest mail: one look, nothing is taken."""
         for domain in domains:
             try:
                 claim = await self.means.spool.claim(
@@ -290,10 +292,20 @@ class Route:
                 observe.trouble("relay", f"{domain}: the queue cannot be read", error)
                 return
             for message in claim.messages:
-                known |= dict.fromkeys(r.address for r in message.recipients)
-        if known and not self.queue.is_open and not self._retired:
-            self._known_told = True
-            self._tell(None, known=tuple(known)[:_KNOWN])
+                self._learn(message)
+
+    def _learn(self, message: QueuedMessage) -> None:
+        """Tell addresses of mail that waits, for probes to ask for."""
+        if self._retired or self.queue.is_open or self.queue.on_waiting is None:
+            return
+        before = len(self._known)
+        for recipient in message.recipients:
+            if len(self._known) < _KNOWN:
+                self._known[recipient.address] = None
+        if len(self._known) > before:
+            self._tell(None, known=tuple(self._known))
+        if len(self._known) >= _KNOWN:
+            self.queue.on_waiting = None
 
     def _start(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         task = self.means.start(work, f"{self.key}: {what}", self.lost)

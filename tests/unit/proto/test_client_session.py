@@ -227,6 +227,22 @@ def test_octets_in_clear_behind_starttls_end_the_session(injected: bytes, apart:
     assert written(client) == b""
 
 
+def test_what_stands_behind_a_421_was_not_taken() -> None:
+    """A whole message sent behind the command that got 421 comes back without a doubt."""
+    client = opened("PIPELINING", "CHUNKING")
+    begin(client, make_transaction(queue_id=1))
+    client.feed(OK + OK)
+    client.feed(OK)
+    written(client)
+    begin(client, make_transaction(queue_id=2))
+    begin(client, make_transaction(queue_id=3))
+    assert written(client).count(b"BDAT") == 2
+    events = client.feed(b"250 ok\r\n250 ok\r\n550 5.7.1 spam\r\n421 4.7.0 too many errors\r\n")
+    assert [type(e) for e in events] == [Settled, Returned, Ended]
+    assert isinstance(events[1], Returned)
+    assert not events[1].after_dot
+
+
 @pytest.mark.parametrize("code", ["421", "450", "500", "250", "354"])
 def test_rset_must_be_taken(code: str) -> None:
     """A server that will not reset gives no known state: the session ends, the mail comes back."""
