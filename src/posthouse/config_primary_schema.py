@@ -41,7 +41,6 @@ from posthouse.config_values import (
     read_endpoint,
     read_flag,
     read_list,
-    read_mailbox,
     read_path,
     read_text,
 )
@@ -107,7 +106,6 @@ class PrimaryConfig:
     party: str
     base_url: str
     data_dir: Path
-    contact: str | None
     user: str | None
     shutdown_grace: timedelta
     https: PrimaryHttpsConfig
@@ -146,7 +144,6 @@ _TOP = (
         "/var/lib/posthouse-primary",
         "Keys, rosters and the book of agreements. Keep it private and back it up.",
     ),
-    _key("contact", read_mailbox, NONE, "Who is told when a roster cannot be made."),
     _key(
         "user",
         read_text,

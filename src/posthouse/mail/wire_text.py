@@ -14,6 +14,7 @@ from typing import Final
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*\Z")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\Z")
+_NUMBERS: Final = re.compile(r"[0-9]+")
 # The last instant that the form can write: 9999-12-31T23:59:59Z.
 MAX_TIME: Final = 253_402_300_799
 
@@ -55,7 +56,9 @@ def parse_time(text: str) -> int:
     """
     if _TIME.match(text) is None:
         raise ValueError("not a time of the form YYYY-MM-DDTHH:MM:SSZ")
-    seconds = int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp())
+    # Not strptime: it imports at its first call, perhaps after we became a user who may not.
+    year, month, day, hour, minute, second = map(int, _NUMBERS.findall(text))
+    seconds = int(datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp())
     if seconds < 0:
         raise ValueError("a time before 1970")
     return seconds

@@ -19,10 +19,11 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from itertools import islice
 from typing import Final, NamedTuple
 
+from posthouse import observe
 from posthouse.domain.digests import make_digest
 from posthouse.domain.recipients import Fold, fold
 from posthouse.errors import SourceFailed, StorageBroken
@@ -33,6 +34,7 @@ BATCH: Final = 16_384
 # So many fit into one batch of each core within the time in which a process starts.
 _POOL_FROM: Final = 4 * BATCH
 _MAX_WORKERS: Final = 16
+_START_SECONDS: Final = 60.0
 _NICENESS: Final = 5  # the mail server beside us comes first
 
 
@@ -185,22 +187,37 @@ def hash_and_sort(
         for body in bodies:
             body.sort(None)
         return bodies, given, empty
-    # Never fork: threads may run here, and their locks would be copied with them.
-    context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(cores, context, initializer=_prepare_worker) as pool:
-            try:
-                given, empty = _gather_in_workers(job, first, contents, bodies, pool, cores)
-                for body in bodies:
-                    body.sort(pool)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-    except multiprocessing.ProcessError as error:
-        raise StorageBroken(f"a process that hashes addresses ended: {error}") from error
-    except RuntimeError as error:  # BrokenProcessPool
+        with contextlib.ExitStack() as stack:
+            pool = _start_pool(stack, cores)
+            given, empty = (
+                _gather_here(job, first, contents, bodies)
+                if pool is None
+                else _gather_in_workers(job, first, contents, bodies, pool, cores)
+            )
+            for body in bodies:
+                body.sort(pool)
+    except BrokenExecutor as error:
         raise StorageBroken(f"a process that hashes addresses ended: {error}") from error
     return bodies, given, empty
+
+
+def _start_pool(stack: contextlib.ExitStack, cores: int) -> Executor | None:
+    """Worker processes that answer; None where none can be started: then it takes longer.
+
+    A user that we have become may have no right to where Python or our code lies.
+    """
+    try:
+        # Never fork: threads may run here, and their locks would be copied with them.
+        pool = ProcessPoolExecutor(
+            cores, multiprocessing.get_context("spawn"), initializer=_prepare_worker
+        )
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        pool.submit(os.getpid).result(_START_SECONDS)
+    except (BrokenExecutor, OSError, TimeoutError) as error:
+        observe.trouble("publish", "hashing in one process: others cannot be started", error)
+        return None
+    return pool
 
 
 def _batches(first: list[str], contents: Iterator[str]) -> Iterator[list[str]]:

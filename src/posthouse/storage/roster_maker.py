@@ -112,12 +112,20 @@ class RosterMaker:
             ]
             reading = SourceReading(order, stopped)
             bodies = self._hash(order, schemes, reading, shelves, stopped)
-            return [
-                self._publish(order, key, shelf, state, scheme, body, reading, accept_loss)
-                for key, shelf, state, scheme, body in zip(
-                    order.keys, shelves, states, schemes, bodies, strict=True
-                )
-            ]
+            reports: list[BuildReport] = []
+            refused: PublishRefused | None = None
+            for key, shelf, state, scheme, body in zip(
+                order.keys, shelves, states, schemes, bodies, strict=True
+            ):
+                try:
+                    reports.append(
+                        self._publish(order, key, shelf, state, scheme, body, reading, accept_loss)
+                    )
+                except PublishRefused as error:  # a new backup gets its first roster all the same
+                    refused = error
+            if refused is not None:
+                raise refused
+            return reports
 
     def _hash(
         self,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from peers.node import POSTHOUSE
 from posthouse.cli.main import posthouse_command
 from posthouse.config_primary import load_primary
 from posthouse.domain.digests import roster_key_id
@@ -175,3 +180,22 @@ def test_missing_keys_name_the_cure(desk: Desk) -> None:
     assert "there is no key to make it with" in str(result.exception)
     result = desk.run("build", "--domain", "example.org")
     assert "has no [[domain]] example.org" in str(result.exception)
+
+
+@pytest.mark.peers
+def test_root_builds_as_who_owns_the_data() -> None:
+    """What root makes by hand can be read by the user that `primary serve` runs as."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        root.chmod(0o755)
+        desk = Desk(root)
+        nobody = pwd.getpwnam("nobody")
+        (root / "data").mkdir(mode=0o700)
+        os.chown(root / "data", nobody.pw_uid, nobody.pw_gid)
+        for command in ("keygen", "build"):
+            subprocess.run(
+                [POSTHOUSE, "roster", command, "-c", desk.config], check=True, timeout=60
+            )
+        made = [path for path in (root / "data").rglob("*") if path.is_file()]
+        assert {path.name for path in made} >= {"signing.key", "roster.key", "state.json"}
+        assert {path.stat().st_uid for path in made} == {nobody.pw_uid}

@@ -327,6 +327,17 @@ def test_a_great_loss_needs_the_operator(bench: Bench) -> None:
     assert (report.published, report.removed) == (True, 11)
 
 
+def test_a_loss_keeps_no_other_backup_waiting(bench: Bench) -> None:
+    """A backup that is new gets its first roster while another's is held back."""
+    bench.make()
+    bench.source.addresses = bench.source.addresses[:20]
+    other = os.urandom(32)
+    with pytest.raises(PublishRefused):
+        bench.maker.make(bench.order(keys=(KEY, other)))
+    assert bench.offers.get_serial("example.com", roster_key_id(other)) == START
+    assert bench.offers.get_serial("example.com", roster_key_id(KEY)) == START
+
+
 def test_a_source_that_changes_while_it_is_read_is_in_doubt(bench: Bench) -> None:
     """Two versions of a file are not one list."""
     source = ListSource(["a"], version="1")
@@ -444,6 +455,16 @@ def test_many_addresses_are_hashed_in_processes() -> None:
     assert given == given_there == 100_000
     assert here.count == 90_000
     assert here.sha256() == there.sha256()
+
+
+def test_without_processes_it_only_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no worker can be started, addresses are hashed right here."""
+    monkeypatch.setattr("posthouse.storage.digest_sorter._prepare_worker", os.abort)
+    scheme = HmacDigest(length=16, key_id=roster_key_id(KEY))
+    job = HashJob(Fold(), "example.com", ((scheme, KEY),))
+    contents = (f"user{number}" for number in range(70_000))
+    [body], given, _ = hash_and_sort(job, contents, cores=2)
+    assert (given, body.count) == (70_000, 70_000)
 
 
 def test_a_failing_source_ends_the_processes() -> None:
