@@ -15,6 +15,7 @@ from typing import Any
 from posthouse.config_checks import Findings, check_certificate, check_user
 from posthouse.config_locator import locate_keys
 from posthouse.config_pairs import load_backup_pairing, load_own_pairing
+from posthouse.config_primary_pages import make_pages_config
 from posthouse.config_primary_schema import (
     LAYOUT,
     PairedBackupConfig,
@@ -68,6 +69,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> PrimaryConf
     top = LAYOUT.read_top(table, findings)
     https = LAYOUT.read_table("https", table, findings)
     postfix = LAYOUT.read_table("postfix", table, findings)
+    pages = LAYOUT.read_table("pages", table, findings)
     log = LAYOUT.read_table("log", table, findings)
     domains = LAYOUT.read_tables("domain", table, findings, required=True)
     backups = LAYOUT.read_tables("backup", table, findings, required=False)
@@ -84,6 +86,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> PrimaryConf
         file=file,
         https=PrimaryHttpsConfig(**https),
         postfix=PostfixConfig(**postfix),
+        pages=make_pages_config(pages),
         log=LogConfig(**log),
         domains=tuple(PublishedDomainConfig(**domain) for domain in domains),
         backups=tuple(PairedBackupConfig(**backup) for backup in backups),

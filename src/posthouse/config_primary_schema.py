@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from posthouse.config_primary_pages import PAGES_KEYS, PagesConfig
 from posthouse.config_primary_values import (
     DecoyChoice,
     DigestChoice,
@@ -110,6 +111,7 @@ class PrimaryConfig:
     shutdown_grace: timedelta
     https: PrimaryHttpsConfig
     postfix: PostfixConfig
+    pages: PagesConfig
     log: LogConfig
     domains: tuple[PublishedDomainConfig, ...]
     backups: tuple[PairedBackupConfig, ...]
@@ -296,6 +298,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "": _TOP,
     "https": _HTTPS,
     "postfix": _POSTFIX,
+    "pages": PAGES_KEYS,
     "log": NODE_SECTIONS["log"],
     "domain": _DOMAIN,
     "backup": _BACKUP,

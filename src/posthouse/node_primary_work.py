@@ -39,6 +39,7 @@ from posthouse.node_publishing import (
     open_publisher,
     rosters_directory,
 )
+from posthouse.node_rights import PagesHouse
 from posthouse.ports_https import Peer
 from posthouse.proto.base_url import lies_under
 from posthouse.proto.pairing import BackupPairing, OwnPairing
@@ -123,6 +124,7 @@ class PrimaryWork:
         )
         self._postfix = PostfixHouse(self._granter)
         await self._postfix.set_plan(config.postfix)
+        self._pages = PagesHouse(addresses=self._addresses, grants=book, backups=self._callbacks)
         self._house = HttpsHouse(self._listeners, config.data_dir)
         await self._house.set_plan(self._make_plan(config, partners))
         process = self.process
@@ -136,6 +138,7 @@ class PrimaryWork:
         await self._house.close(config.shutdown_grace.total_seconds())
         await process.end_tasks()
         await self._postfix.close()
+        await self._pages.close()
         for peer in self._peers.values():
             await peer.close()
         await book.close()
@@ -177,6 +180,7 @@ class PrimaryWork:
                     handler=make_completion_handler(self._granter),
                 ),
             ),
+            others=tuple(self._pages.make_routes(config)),
             base_urls=(config.base_url, *(partner.own.base_url for partner in partners)),
         )
 
