@@ -52,7 +52,8 @@ LOOKUP_KEYS: Final = (
         read=read_count(1, 1_000_000),
         default=100,
         why="Unknown addresses that one client network (IPv4 /24, IPv6 /64) may try in an hour "
-        "where the digest is slow; then 451 4.7.1, in the end 421. Postfix: 20 errors a session.",
+        "where the digest is slow or the primary is asked; then 451 4.7.1, in the end 421. "
+        "Postfix: 20 errors a session.",
     ),
 )
 

@@ -20,9 +20,6 @@ from posthouse.services.ways import DomainWays
 from posthouse.storage.live_cache import EmbeddedLiveCache
 from posthouse.transports.proxy_out import ProxyConnector
 
-MISSES_AN_HOUR = 60
-"""Addresses that do not exist, a client network and worker. A typing error is one."""
-
 
 class LiveVerification:
     """Everything live verification needs, for one worker. `directories` is for reception."""
@@ -38,6 +35,7 @@ class LiveVerification:
         states: NextHopStates | None,
         clock_us: Callable[[], int],
     ) -> None:
+        self._budget = GuessBudget(config.lookups.guesses)
         self._cache = LazyLiveCache(config.data_dir / "live.db", clock_us)
         self._connector = ProxyConnector(node_settings.make_out(config))
         self._ways = DomainWays(
@@ -50,7 +48,7 @@ class LiveVerification:
             node_settings.make_verify_senders(config),
             connector=self._connector,
             ways=self._ways,
-            budget=GuessBudget(MISSES_AN_HOUR),
+            budget=self._budget,
             cache=self._cache,
             states=states,
             clock_us=clock_us,
@@ -62,7 +60,9 @@ class LiveVerification:
         """Take up a new configuration."""
         self._ways.routes = node_settings.make_routes(config)
         self._ways.settings = node_settings.make_relay(config, workers, listening)
-        self.checks.reload(node_settings.make_verify_senders(config))
+        if config.lookups.guesses != self._budget.misses_an_hour:
+            self._budget = GuessBudget(config.lookups.guesses)
+        self.checks.reload(node_settings.make_verify_senders(config), self._budget)
 
     async def close(self) -> None:
         """End every conversation and write what was learned."""

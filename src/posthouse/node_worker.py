@@ -407,6 +407,7 @@ class Worker:
 
     def _describe(self) -> WorkerStatus:
         alerts = [alert for homeward in self._homeward for alert in homeward.relay.alerts()]
+        alerts += self._live.checks.conditions()
         return WorkerStatus(
             pid=os.getpid(),
             shards=tuple(spool.shard for spool in self._spools),

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 from posthouse import observe
@@ -37,6 +37,7 @@ from posthouse.ports_drain import NextHopStates
 from posthouse.ports_live import LiveCache
 from posthouse.ports_standby import PrimaryConnector
 from posthouse.services.live_primary import LivePrimary
+from posthouse.services.relay_settings import Condition
 
 V = TypeVar("V")
 
@@ -94,9 +95,10 @@ class LiveChecks:
         self._flights: dict[str, asyncio.Future[LiveFinding]] = {}
         self._retired: set[asyncio.Task[None]] = set()
 
-    def reload(self, senders: Mapping[str, str]) -> None:
+    def reload(self, senders: Mapping[str, str], budget: Budget) -> None:
         """Put other domains in force; next hops may have changed, so conversations end."""
         self._senders = dict(senders)
+        self._budget = budget
         for primary in self._primaries.values():
             task = asyncio.get_running_loop().create_task(primary.close())
             self._retired.add(task)
@@ -124,6 +126,19 @@ class LiveChecks:
         if self._undecided.get(address, 0) > now_us:
             return LiveFinding.UNDECIDED
         return self._look_up(domain, address, network)
+
+    def conditions(self) -> Sequence[Condition]:
+        """What a person should see: primaries whose yes says nothing."""
+        return [
+            Condition(
+                kind="live-check",
+                text=f"the primary of {domain} takes every address: asking it says nothing; "
+                "use a roster or a list of recipients",
+                since_us=since_us,
+            )
+            for primary in self._primaries.values()
+            for domain, since_us in primary.find_useless()
+        ]
 
     async def close(self) -> None:
         """End every conversation."""
@@ -174,12 +189,13 @@ class LiveChecks:
 
     async def _ask(self, domain: str, address: str, network: str) -> LiveFinding:
         flight = self._flights.get(address)
+        budget = self._budget  # a reload may put another one in force meanwhile
         paid = flight is None and bool(network)
         if paid:
             now_s = self._clock_us() / 1e6
-            if not self._budget.allows(network, now_s):
+            if not budget.allows(network, now_s):
                 return LiveFinding.GUESSED
-            self._budget.spend(network, now_s)
+            budget.spend(network, now_s)
         if flight is None:
             flight = self._start(domain, address)
         finding = LiveFinding.BUSY
@@ -190,7 +206,7 @@ class LiveChecks:
         except TimeoutError:
             finding = LiveFinding.BUSY
         if paid and finding is not LiveFinding.ABSENT:
-            self._budget.refund(network)
+            budget.refund(network)
         return finding
 
     def _start(self, domain: str, address: str) -> asyncio.Future[LiveFinding] | None:

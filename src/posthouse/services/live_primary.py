@@ -82,6 +82,7 @@ class LivePrimary:
         self._idle = 0
         self._rests_until_us = 0
         self._standards: dict[str, tuple[Standard, int]] = {}
+        self._useless: dict[str, int] = {}
         self._randoms: dict[str, _Known] = {}
         self._last_taken: dict[str, _Known] = {}
 
@@ -90,10 +91,9 @@ class LivePrimary:
         """It could not be asked a moment ago."""
         return self._clock_us() < self._rests_until_us
 
-    def takes_everybody(self, domain: str) -> bool:
-        """Its last answer about the random address was a yes."""
-        known = self._standards.get(domain)
-        return known is not None and known[0].takes_everybody
+    def find_useless(self) -> list[tuple[str, int]]:
+        """Domains for which it takes everybody, and since when as far as we know."""
+        return list(self._useless.items())
 
     def ask(self, domain: str, address: str, sender: str) -> asyncio.Future[LiveFinding] | None:
         """Ask about one address; None when too many questions wait.
@@ -212,7 +212,10 @@ class LivePrimary:
             last_taken=await self._probe(session, sender, last.value) if last else None,
         )
         self._standards[domain] = (standard, now_us)
-        if standard.takes_everybody and not (known and known[0].takes_everybody):
+        if not standard.takes_everybody:
+            self._useless.pop(domain, None)
+        elif domain not in self._useless:
+            self._useless[domain] = now_us
             observe.alert(
                 "live-check",
                 f"the primary of {domain} takes every address: asking it says nothing, and mail "

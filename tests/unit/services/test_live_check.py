@@ -149,9 +149,13 @@ async def test_a_primary_that_takes_everybody_says_nothing(stage: Stage) -> None
     stage.primary.users = None
     assert await stage.find("alice") is UNDECIDED
     assert stage.cache.entries == {}
+    (condition,) = stage.checks.conditions()
+    assert condition.kind == "live-check"
+    assert "example.com" in condition.text
     stage.primary.users = {"alice"}
     stage.timers.now_us += STANDARD_US
     assert await stage.find("alice") is EXISTS
+    assert stage.checks.conditions() == []
 
 
 async def test_a_primary_that_lost_its_users_is_not_believed(stage: Stage) -> None:
@@ -321,7 +325,7 @@ async def test_reload_ends_conversations(stage: Stage) -> None:
     stage.primary.gate = asyncio.Event()
     waiting = asyncio.ensure_future(stage.begin("alice"))
     await turn_over()
-    stage.checks.reload({"example.org": "probe@mx2.example.net"})
+    stage.checks.reload({"example.org": "probe@mx2.example.net"}, FakeBudget(1))
     assert await waiting is UNDECIDED
     stage.primary.gate = None
     assert not stage.checks.covers("example.com")
