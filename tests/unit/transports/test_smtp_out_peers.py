@@ -65,7 +65,7 @@ async def test_smtp_sink_takes_everything(tmp_path: Path, options: tuple[str, ..
         (("-r", "."), "dot"),
         (("-Q", "RCPT"), "rcpt"),
         (("-Q", "."), "dot"),
-        (("-A", "0"), "data"),
+        (("-A", "0"), "data or dot"),  # 550 right behind 354: our dot may be out already
     ],
     ids=" ".join,
 )
@@ -78,7 +78,7 @@ async def test_smtp_sink_refuses(tmp_path: Path, options: tuple[str, ...], stage
         await source.wait_outcomes(1)
         await connector.close()
     [result] = source.finished_with[1]
-    assert result.stage == stage
+    assert result.stage in stage.split(" or ")
     assert result.code >= 400
 
 
