@@ -22,6 +22,7 @@ from bench import (
     rcpt_unknown,
     report,
     roster_build,
+    rosters,
     spool_alone,
 )
 from bench.load import Refused
@@ -40,6 +41,7 @@ FIGURES: dict[str, ModuleType] = {
         flat,
         spool_alone,
         roster_build,
+        rosters,
         agreements,
     )
 }

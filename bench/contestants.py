@@ -72,7 +72,12 @@ class Posthouse:
         connections: int = SESSIONS_HOME,
         workers: int = 0,
         probe_interval: str = "30s",
+        roster: Mapping[str, str] | None = None,
     ) -> None:
+        listed = f'"{recipients}"'
+        if roster is not None:
+            listed = ", ".join(f'{key} = "{value}"' for key, value in roster.items())
+            listed = f"{{ {listed} }}"
         self.root = Path(tempfile.mkdtemp(prefix="posthouse-", dir=directory))
         self.port = free_port()
         self._config = self.root / "posthouse.toml"
@@ -100,7 +105,7 @@ to = "{self.root / "mail.log"}"
 [[domain]]
 name = "{DOMAIN}"
 next_hop = ["smtp://127.0.0.1:{sink_port}"]
-recipients = "{recipients}"
+recipients = {listed}
 """
         )
         self._command = str(Path(sys.executable).with_name("posthouse"))

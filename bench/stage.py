@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -111,9 +111,18 @@ class Stage:
         return path
 
     def make(
-        self, side: Side, sink_port: int, *, connections: int = 20, probe_interval: str = "30s"
+        self,
+        side: Side,
+        sink_port: int,
+        *,
+        connections: int = 20,
+        probe_interval: str = "30s",
+        roster: Mapping[str, str] | None = None,
     ) -> Contestant:
-        """A fresh, stopped instance. probe_interval: how soon ours sees a primary return."""
+        """A fresh, stopped instance. probe_interval: how soon ours sees a primary return.
+
+        roster: where ours takes its recipients from, instead of the text file.
+        """
         if side == "postfix":
             return Rival(self.root, self._recipients, sink_port, connections=connections)
         return Posthouse(
@@ -123,15 +132,25 @@ class Stage:
             connections=connections,
             workers=1 if connections == 1 else 0,
             probe_interval=probe_interval,
+            roster=roster,
         )
 
     @contextlib.contextmanager
     def running(
-        self, side: Side, sink: SmtpSink, *, connections: int = 20, probe_interval: str = "30s"
+        self,
+        side: Side,
+        sink: SmtpSink,
+        *,
+        connections: int = 20,
+        probe_interval: str = "30s",
+        roster: Mapping[str, str] | None = None,
     ) -> Iterator[Contestant]:
-        """A fresh instance that relays to `sink` (up or down), warmed up by a few refusals."""
+        """A fresh instance that relays to `sink` (up or down), warmed up by a few refusals.
+
+        roster: ours takes its recipients from it instead of the text file.
+        """
         contestant = self.make(
-            side, sink.port, connections=connections, probe_interval=probe_interval
+            side, sink.port, connections=connections, probe_interval=probe_interval, roster=roster
         )
         try:
             contestant.start()

@@ -6,6 +6,7 @@ and releases what was held until somebody vouched.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def roster_socket(data_dir: Path) -> Path:
 
 def make_roster_files(data_dir: Path) -> RosterFiles:
     """The rosters of a node on its disk."""
-    return RosterFiles(rosters_directory(data_dir), clock_us=clock_us)
+    return RosterFiles(rosters_directory(data_dir), clock_s=time.time)
 
 
 def find_pairings(config: Config) -> dict[str, PrimaryPairing]:

@@ -49,7 +49,7 @@ class RosterDisk:
     def __init__(self, directory: Path) -> None:
         self.now_us = NOW_US
         self.directory = directory
-        self.files = RosterFiles(directory, clock_us=lambda: self.now_us)
+        self.files = RosterFiles(directory, clock_s=lambda: self.now_us / 1_000_000)
         self.files.prepare()
 
     def take_in(self, data: bytes, *, keys: RosterKeys = KEYS, loss: int = 20) -> Taken:

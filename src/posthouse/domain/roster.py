@@ -215,6 +215,9 @@ class RosterReader:
         self.otherwise = Finding.CATCH_ALL if header.catch_all else Finding.ABSENT
         self.expires_s = parse_time(header.expires_at)
         self._at_domain = "@" + header.domain
+        self._lowers = self.how.case == "lower"
+        # Folding the plain case costs as much as all the rest of a look-up: it is done here.
+        self._delimiters = None if self.how.dots == "drop" else tuple(self.how.delimiters)
         self._has_rules = bool(header.rules)
         self._match = compile_rules(header.rules)
 
@@ -230,6 +233,13 @@ class RosterReader:
 
     def find_texts(self, content: str) -> tuple[str, str]:
         """The canonical texts to look for: subaddress kept, then cut ("" when not different)."""
+        delimiters = self._delimiters
+        if delimiters is not None and content and content.isascii():
+            for delimiter in delimiters:
+                if delimiter in content:
+                    break
+            else:
+                return (content.lower() if self._lowers else content) + self._at_domain, ""
         kept, cut = fold_both(content, self.how)
         return (
             kept + self._at_domain if kept else "",

@@ -20,7 +20,7 @@ from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id
 from posthouse.mail.reply import Reply
-from posthouse.ports import Answer, Incoming, Spool
+from posthouse.ports import Answer, Finding, Incoming, Spool
 from posthouse.ports_session import (
     Accepted,
     AfterCommit,
@@ -52,6 +52,7 @@ NO_STORAGE = Reply(452, "4.3.1", "Insufficient system storage")
 NO_STORAGE_AFTER = Reply(451, "4.3.0", "Message could not be stored, try again later")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is looping")
 
+_ABSENT = Finding.ABSENT
 # A client over its budget hears 451 so often in one session, then 421.
 MAX_GUESSES_TOLD = 3
 
@@ -234,6 +235,8 @@ class Reception:
         domains = self._settings.domains
         answer = self._directories.find(domain, mailbox.local, session.network)
         if isinstance(answer, Answer):
+            if answer.finding is _ABSENT and not answer.stale:  # hot: what dictionaries meet
+                return verdict.Verdict(verdict.user_unknown(mailbox.spelled))
             if not answer.withheld and answer.limits is None:
                 return verdict.decide_recipient(answer, mailbox.spelled, domain, domains[domain])
             return self._decide(answer, mailbox, domain, session)

@@ -11,7 +11,8 @@ import contextlib
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from posthouse.proto.roster_file import MAX_HEAD_BYTES, Head, parse_head
 from posthouse.storage.roster_buckets import CROWDED, Buckets
 
 _PIECE_DIGESTS: Final = 65_536
+_LEAD: Final = struct.Struct(">I")
 # Below this a copy in each worker costs less than a mapping and its descriptor.
 _MAPPED_FROM_BYTES: Final = 256 << 10
 
@@ -95,35 +97,41 @@ class RosterBody:
         self._first = self.head.body_offset
         self._width = self.head.header.digest.length
         self._count = self.head.header.body.count
-        self._search = self._data.find
         self._buckets: Buckets | None = None
         if buckets_path is not None:
             with contextlib.suppress(OSError, StorageBroken):
                 self._buckets = Buckets(buckets_path, self.head_sha256, self._count)
+        # Tells whether a digest (of the roster's width) is in the body. One µs.
+        self.holds = self._make_search()
 
     @property
     def digests(self) -> Region:
         """The body alone."""
         return Region(self._data, self._first, self._count * self._width)
 
-    def holds(self, digest: bytes) -> bool:
-        """Tell whether a digest (of the roster's width) is in the body. One or two µs."""
-        low, high = 0, self._count
+    def _make_search(self) -> Callable[[bytes], bool]:
+        """Make `holds`. Hot: one call for each RCPT, so everything it needs is at hand."""
         buckets = self._buckets
-        if buckets is not None:
-            bucket = int.from_bytes(digest[:4], "big") >> buckets.shift
-            low, high = buckets.offsets[bucket], buckets.offsets[bucket + 1]
-        if high - low > CROWDED:
-            return self._holds_by_halves(digest, low, high)
-        width = self._width
-        first = self._first + low * width
-        end = self._first + high * width
-        at = self._search(digest, first, end)
-        while at >= 0:
-            if (at - first) % width == 0:  # else the tail of one and the head of the next
-                return True
-            at = self._search(digest, at + 1, end)
-        return False
+        if buckets is None:
+            return lambda digest: self._holds_by_halves(digest, 0, self._count)
+        offsets, shift = buckets.offsets, buckets.shift
+        search, base, width = self._data.find, self._first, self._width
+        by_halves, read_lead = self._holds_by_halves, _LEAD.unpack_from
+
+        def holds(digest: bytes) -> bool:
+            bucket = read_lead(digest)[0] >> shift
+            low, high = offsets[bucket], offsets[bucket + 1]
+            if high - low > CROWDED:
+                return by_halves(digest, low, high)
+            first = base + low * width
+            at = search(digest, first, base + high * width)
+            while at >= 0:
+                if (at - first) % width == 0:  # else the tail of one and the head of the next
+                    return True
+                at = search(digest, at + 1, base + high * width)
+            return False
+
+        return holds
 
     def _holds_by_halves(self, digest: bytes, low: int, high: int) -> bool:
         data, first, width = self._data, self._first, self._width
@@ -143,5 +151,4 @@ class RosterBody:
         if self._buckets is not None:
             self._buckets.close()
         if isinstance(self._data, mmap.mmap):
-            self._search = b"".find
             self._data.close()

@@ -38,7 +38,7 @@ class MappedRoster:
         roster_key: bytes,
         slow: SlowLookUps,
         *,
-        clock_us: Callable[[], int],
+        clock_s: Callable[[], float],
     ) -> None:
         """Take over an open body. Raises RosterRefused, ValueError (another key)."""
         header = body.head.header
@@ -49,16 +49,20 @@ class MappedRoster:
         self.issued_s = parse_time(header.issued_at)
         self.head_sha256 = body.head_sha256
         self._body = body
+        self._holds = body.holds
         self._reader = RosterReader(header)
+        self._find_early = self._reader.find_early
+        self._find_texts = self._reader.find_texts
         self.fold = self._reader.how
         self.expires_s = self._reader.expires_s
-        self._expires_us = self.expires_s * 1_000_000
         self._digest = make_digest(header.digest, roster_key)
         self._is_slow = is_slow(header.digest)
         self._slow = slow
-        self._clock_us = clock_us
+        self._clock_s = clock_s
         self._fresh = {finding: self._make(finding, stale=False) for finding in Finding}
         self._stale = {finding: self._make(finding, stale=True) for finding in Finding}
+        self._otherwise = self._fresh[self._reader.otherwise]
+        self._otherwise_stale = self._stale[self._reader.otherwise]
         self._memory: dict[bytes, bool] = {}
         self._memory_key = os.urandom(32)
         self._flights: dict[bytes, asyncio.Task[bool]] = {}
@@ -79,21 +83,19 @@ class MappedRoster:
 
     def find(self, local_part: str, network: str = "") -> Answer | Awaitable[Answer]:
         """Look up the content of a local part (see the port)."""
-        stale = self._clock_us() >= self._expires_us
-        plain = self._stale if stale else self._fresh
-        reader = self._reader
-        early = reader.find_early(local_part)
+        stale = self._clock_s() >= self.expires_s
+        early = self._find_early(local_part)
         if early is not None:
-            return plain[early]
-        kept, cut = reader.find_texts(local_part)
+            return (self._stale if stale else self._fresh)[early]
+        kept, cut = self._find_texts(local_part)
         if self._is_slow:
             return self._find_slowly(kept, cut, network, stale)
-        holds, digest = self._body.holds, self._digest
+        holds, digest = self._holds, self._digest
         if kept and holds(digest(kept)):
             return self._vouch(kept, stale)
         if cut and holds(digest(cut)):
             return self._vouch(cut, stale)
-        return plain[reader.otherwise]
+        return self._otherwise_stale if stale else self._otherwise
 
     def _vouch(self, text: str, stale: bool) -> Answer:
         return Answer(
@@ -109,17 +111,17 @@ class MappedRoster:
         self, kept: str, cut: str, network: str, stale: bool
     ) -> Answer | Awaitable[Answer]:
         """At once where all is remembered, else later."""
-        plain = self._stale if stale else self._fresh
+        otherwise = self._otherwise_stale if stale else self._otherwise
         for text in (kept, cut):
             found = self._memory.get(self._name(text)) if text else False
             if found:
                 return self._vouch(text, stale)
             if found is None:
                 return self._compute(kept, cut, network, stale)
-        return plain[self._reader.otherwise]
+        return otherwise
 
     async def _compute(self, kept: str, cut: str, network: str, stale: bool) -> Answer:
-        plain = self._stale if stale else self._fresh
+        otherwise = self._otherwise_stale if stale else self._otherwise
         for text in (kept, cut):
             if not text:
                 continue
@@ -131,7 +133,7 @@ class MappedRoster:
                 found = await asyncio.shield(flight)
             if found:
                 return self._vouch(text, stale)
-        return plain[self._reader.otherwise]
+        return otherwise
 
     def _take_off(self, text: str, network: str) -> asyncio.Task[bool] | Answer:
         """Start one computation, or say why not: UNKNOWN is a 451, whatever the address."""
@@ -175,7 +177,7 @@ class MappedRoster:
         """For `status`."""
         header = self.header
         issued_at = datetime.fromtimestamp(self.issued_s, UTC)
-        stale = self._clock_us() >= self._expires_us
+        stale = self._clock_s() >= self.expires_s
         return {
             "source": "",
             "entries": header.body.count,

@@ -99,9 +99,9 @@ class FileIntake:
 class RosterFiles:
     """See the module."""
 
-    def __init__(self, directory: Path, *, clock_us: Callable[[], int]) -> None:
+    def __init__(self, directory: Path, *, clock_s: Callable[[], float]) -> None:
         self._directory = directory
-        self._clock_us = clock_us
+        self._clock_s = clock_s
         self._incoming = directory / "incoming"
 
     def prepare(self) -> None:
@@ -185,7 +185,7 @@ class RosterFiles:
                 return None
             try:
                 key = roster_intake.find_roster_key(body.head.header, keys)
-                return MappedRoster(body, key, slow, clock_us=self._clock_us)
+                return MappedRoster(body, key, slow, clock_s=self._clock_s)
             except (RosterRefused, ValueError):
                 body.close()
                 return None
