@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+
 from fakes.vectors import DOMAIN, NOW_S, PUBLIC_KEY, ROSTER_KEY
 from posthouse.domain.finding import Answer
 from posthouse.ports_roster import RosterKeys, Taken
@@ -46,8 +48,9 @@ class AtOnce:
 class RosterDisk:
     """One domain's rosters in `directory`. now_us: the clock, to be set."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, domain: str = DOMAIN) -> None:
         self.now_us = NOW_US
+        self.keys = msgspec.structs.replace(KEYS, domain=domain)
         self.directory = directory
         self.files = RosterFiles(directory, clock_s=lambda: self.now_us / 1_000_000)
         self.files.prepare()
@@ -61,7 +64,7 @@ class RosterDisk:
 
     def open(self, slow: AtOnce | None = None) -> MappedRoster | None:
         """The roster in force, as a worker has it."""
-        return self.files.open(KEYS, slow or AtOnce())
+        return self.files.open(self.keys, slow or AtOnce())
 
     def get(self, slow: AtOnce | None = None) -> MappedRoster:
         roster = self.open(slow)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from posthouse.domain.finding import Answer, Finding
-from posthouse.domain.verdict import WhenUnknown, decide_recipient
+from posthouse.domain.verdict import WhenUnknown, decide_recipient, limit_recipient
+from posthouse.mail.roster import RosterLimits
 
 DEFER, HOLD = WhenUnknown.DEFER, WhenUnknown.HOLD
 F = Finding
@@ -63,3 +65,32 @@ def test_who_vouched_is_passed_on() -> None:
     answer = Answer(finding=F.VOUCHED, canonical="x@y.example", serial=7)
     verdict = decide_recipient(answer, "X@y.example", "y.example", DEFER)
     assert (verdict.canonical, verdict.serial) == ("x@y.example", 7)
+
+
+class Wish(msgspec.Struct, kw_only=True):
+    """What MAIL asked for."""
+
+    size_bytes: int = 0
+    body: str = ""
+    smtputf8: bool = False
+
+
+@pytest.mark.parametrize(
+    ("wish", "limits", "reply"),
+    [
+        (Wish(), {}, "250 2.1.5"),
+        (None, {}, "250 2.1.5"),
+        (Wish(size_bytes=1000, body="8BITMIME", smtputf8=True), {}, "250 2.1.5"),
+        (Wish(size_bytes=1001), {}, "552 5.3.4"),
+        (Wish(smtputf8=True), {"smtputf8": False}, "550 5.6.7"),
+        (Wish(body="8BITMIME"), {"eight_bit_mime": False}, "550 5.6.3"),
+        (Wish(body="7BIT"), {"eight_bit_mime": False, "smtputf8": False}, "250 2.1.5"),
+    ],
+)
+def test_what_the_primary_takes(wish: Wish | None, limits: dict[str, Any], reply: str) -> None:
+    """Size, SMTPUTF8 and 8BITMIME beyond what the primary takes are refused at RCPT."""
+    members = {"max_message_bytes": 1000, "smtputf8": True, "eight_bit_mime": True}
+    verdict = decide_recipient(Answer(finding=F.VOUCHED), "x@y.example", "y.example", DEFER)
+    limited = limit_recipient(verdict, RosterLimits(**(members | limits)), wish)
+    assert f"{limited.reply.code} {limited.reply.enhanced}" == reply
+    assert limited.max_bytes == (1000 if limited.reply.positive else 0)
