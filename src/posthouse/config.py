@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from posthouse.config_checks import Findings, check_whole
-from posthouse.config_checks_peers import check_https, check_primaries, check_rosters
+from posthouse.config_checks_peers import (
+    check_backups,
+    check_https,
+    check_primaries,
+    check_rosters,
+)
 from posthouse.config_locator import locate_keys
 from posthouse.config_reading import parse_toml, read_text_file
 from posthouse.config_recipients import LookUpsConfig, RosterOrigin, resolve_origin
@@ -29,7 +34,7 @@ from posthouse.config_schema import (
     SpoolConfig,
 )
 from posthouse.config_schema_alerts import AlertsConfig, check_alerts
-from posthouse.config_schema_peers import HttpsConfig, PairedPrimaryConfig
+from posthouse.config_schema_peers import FurtherBackupConfig, HttpsConfig, PairedPrimaryConfig
 from posthouse.config_schema_pull import OdmrConfig, read_pulls
 from posthouse.errors import ConfigError
 
@@ -67,12 +72,14 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
     }
     domains = LAYOUT.read_tables("domain", table, findings, required=True)
     primaries = LAYOUT.read_tables("primary", table, findings, required=False)
+    backups = LAYOUT.read_tables("backup", table, findings, required=False)
     pulls = LAYOUT.read_tables("pull", table, findings, required=False)
-    _resolve_paths(file.parent, top, sections, domains, [*primaries, *pulls])
+    _resolve_paths(file.parent, top, sections, domains, [*primaries, *backups, *pulls])
     check_whole(top, sections, domains, findings)
     check_https(sections["https"], sections["smtp"], findings)
     check_primaries(primaries, findings)
     check_rosters(domains, primaries, findings)
+    check_backups(backups, domains, findings)
     fetched = read_pulls(pulls, sections["odmr"]["listen"], domains, findings)
     check_alerts(sections["alerts"], top["contact"], findings)
     if findings.mistakes:
@@ -89,6 +96,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> Config | No
         lookups=LookUpsConfig(**sections["lookups"]),
         domains=tuple(map(_make_domain, domains)),
         primaries=tuple(PairedPrimaryConfig(**primary) for primary in primaries),
+        backups=tuple(FurtherBackupConfig(**backup) for backup in backups),
         odmr=OdmrConfig(**sections["odmr"]),
         pulls=fetched,
         **top,

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from posthouse.config_checks import Findings, check_certificate
-from posthouse.config_pairs import load_own_pairing, load_primary_pairing, warn_of_open_file
+from posthouse.config_pairs import (
+    load_backup_pairing,
+    load_own_pairing,
+    load_primary_pairing,
+    warn_of_open_file,
+)
 from posthouse.config_recipients import RosterOrigin
 from posthouse.config_values import Endpoint
 from posthouse.errors import ConfigError
@@ -122,6 +127,34 @@ def _try_pairing(path: Path) -> PrimaryPairing | None:
         return load_primary_pairing(path)
     except ConfigError:
         return None
+
+
+def check_backups(
+    backups: list[dict[str, Any]], domains: list[dict[str, Any]], findings: Findings
+) -> None:
+    """Further backups are paired, and back up domains of ours."""
+    ours = {domain["name"] for domain in domains}
+    tell: Tell = findings.warn if findings.lists_may_wait else findings.wrong
+    for index, backup in enumerate(backups):
+        for name in backup["domains"] or ():
+            if name not in ours:
+                what = f"{name} is no [[domain]] here"
+                findings.wrong(("backup", index, "domains"), what, "add it, or take it out")
+        if not findings.check_files:
+            continue
+        for key, load in (("pairing", load_backup_pairing), ("own", _load_own_of_primary)):
+            if backup[key] is None:
+                continue
+            try:
+                load(backup[key])
+            except ConfigError as error:
+                tell(("backup", index, key), *_split(error))
+            else:
+                _warn_if_open(("backup", index, key), backup[key], findings)
+
+
+def _load_own_of_primary(path: Path) -> object:
+    return load_own_pairing(path, "primary")
 
 
 def _check_pairing(

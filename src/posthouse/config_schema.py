@@ -17,8 +17,10 @@ from posthouse.config_reading import NONE, REQUIRED, Absent, Key, Layout
 from posthouse.config_recipients import LOOKUP_KEYS, LookUpsConfig, RosterOrigin, read_recipients
 from posthouse.config_schema_alerts import ALERTS, AlertsConfig
 from posthouse.config_schema_peers import (
+    BACKUP_KEYS,
     HTTPS_KEYS,
     PRIMARY_KEYS,
+    FurtherBackupConfig,
     HttpsConfig,
     PairedPrimaryConfig,
 )
@@ -64,6 +66,7 @@ class SmtpConfig:
     session_timeout: timedelta
     reverse_dns: bool
     bare_newlines: str
+    disclose_551: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +160,7 @@ class Config:
     lookups: LookUpsConfig
     domains: tuple[DomainConfig, ...]
     primaries: tuple[PairedPrimaryConfig, ...] = ()
+    backups: tuple[FurtherBackupConfig, ...] = ()
     odmr: OdmrConfig
     pulls: tuple[PullConfig, ...]
     warnings: tuple[str, ...] = ()
@@ -286,6 +290,13 @@ _SMTP = (
         "refuse",
         "A CR or LF alone in a message: 550 5.6.11 (SMTP smuggling; Postfix 3.9 does so), or "
         "made CR LF, which breaks signatures. It is never passed on.",
+    ),
+    _key(
+        "disclose_551",
+        read_flag,
+        True,
+        "Answer 551 5.7.1 for an address whose owner blocked it here, as RFC 5321 §3.4 has it; "
+        "false: 550 5.7.1, which does not tell that it exists elsewhere.",
     ),
 )
 
@@ -536,6 +547,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "alerts": ALERTS,
     "domain": _DOMAIN,
     "primary": PRIMARY_KEYS,
+    "backup": BACKUP_KEYS,
     "odmr": ODMR_KEYS,
     "pull": PULL_KEYS,
     "lookups": LOOKUP_KEYS,
@@ -543,7 +555,9 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
 
 
 LAYOUT: Final = Layout(
-    sections=SECTIONS, arrays=("domain", "primary", "pull"), manual="docs/configuration.md"
+    sections=SECTIONS,
+    arrays=("domain", "primary", "backup", "pull"),
+    manual="docs/configuration.md",
 )
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from posthouse.config_reading import NONE, REQUIRED, Key
-from posthouse.config_values import Endpoint, read_distinct, read_endpoint, read_path
+from posthouse.config_values import (
+    Endpoint,
+    read_choice,
+    read_distinct,
+    read_domain,
+    read_endpoint,
+    read_path,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +32,16 @@ class PairedPrimaryConfig:
 
     pairing: Path
     own: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherBackupConfig:
+    """A backup behind us that we grant agreements to: [[backup]]. pairing: theirs; own: ours."""
+
+    pairing: Path
+    own: Path
+    domains: tuple[str, ...]
+    agreements: Literal["auto", "ask"]
 
 
 HTTPS_KEYS: Final = (
@@ -61,5 +78,32 @@ PRIMARY_KEYS: Final = (
         read=read_path,
         default=REQUIRED,
         why="What we keep of the offer we made it; `posthouse pair offer` makes it.",
+    ),
+)
+
+BACKUP_KEYS: Final = (
+    Key(
+        name="pairing",
+        read=read_path,
+        default=REQUIRED,
+        why="What the further backup gave us: a backup behind this one, at a higher preference.",
+    ),
+    Key(
+        name="own",
+        read=read_path,
+        default=REQUIRED,
+        why="What we keep of the document we gave it. See [agreements.md](agreements.md).",
+    ),
+    Key(
+        name="domains",
+        read=read_distinct(read_domain),
+        default=REQUIRED,
+        why="The domains it backs up behind us; each is a `[[domain]]` here too.",
+    ),
+    Key(
+        name="agreements",
+        read=read_choice("auto", "ask"),
+        default="auto",
+        why='Grant what our roster vouches for; or "ask": `posthouse agreements grant`.',
     ),
 )

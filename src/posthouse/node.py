@@ -58,13 +58,14 @@ def serve(file: Path) -> int:
     try:
         listeners = open_listeners(config.smtp.listen, workers)
         doors = open_listeners(config.odmr.listen, 1, key="odmr.listen")
+        https = open_listeners(config.https.listen, 1, key="https.listen")
         file_limit = raise_file_limit()
         find_loop_factory()  # imports it while we may still go where our code is installed
         if account is not None:
             become(account)
         forbid_new_privileges()
         _check_access(config, account)
-        node = Node(config, workers, listeners, doors)
+        node = Node(config, workers, listeners, doors, https)
         node.tell(file_limit)
         return node.run()
     finally:
@@ -75,11 +76,17 @@ class Node:
     """The supervisor's side of a node: what is in force, and how its processes are made."""
 
     def __init__(
-        self, config: Config, workers: int, listeners: Listeners, doors: Listeners
+        self,
+        config: Config,
+        workers: int,
+        listeners: Listeners,
+        doors: Listeners,
+        https: Listeners,
     ) -> None:
-        """listeners: of the workers; doors: of the control process (ATRN)."""
+        """listeners: of the workers; doors (ATRN), https (call-backs): of the control process."""
         self._config = config
         self._doors = doors
+        self._https = https
         self._workers = workers
         self._listeners = listeners
         self._run_dir = config.data_dir / "run"
@@ -110,6 +117,7 @@ class Node:
     def _release(self) -> None:
         self._listeners.close()
         self._doors.close()
+        self._https.close()
 
     def _run_control(self, heartbeat: Heartbeat) -> int:
         listening = name_sockets(self._listeners.by_worker[0])
@@ -120,11 +128,13 @@ class Node:
             workers=self._workers,
             listening=listening,
             odmr=self._doors.by_worker[0],
+            https=self._https.by_worker[0],
         )
 
     def _run_worker(self, index: int, heartbeat: Heartbeat) -> int:
         self._listeners.close_others(index)
         self._doors.close()
+        self._https.close()
         return run_worker(
             self._config,
             heartbeat,
@@ -154,6 +164,9 @@ class Node:
         odmr = self._doors.addresses()
         if odmr:
             observe.note("master", f"mail may be fetched (ATRN) on {', '.join(odmr)}")
+        https = self._https.addresses()
+        if https:
+            observe.note("master", f"paired primaries may call on {', '.join(https)}")
         observe.note(
             "master",
             f"posthouse {posthouse.__version__} starts: {config.hostname}, "
@@ -166,6 +179,7 @@ class Node:
             "workers": self._workers,
             "listen": addresses,
             "odmr": odmr,
+            "https": https,
         }
         draft = self._run_dir / "node.json.new"
         draft.write_text(json.dumps(facts) + "\n")
@@ -202,6 +216,7 @@ def find_fixed_changes(old: Config, new: Config) -> list[str]:
         "workers": (old.workers, new.workers),
         "smtp.listen": (old.smtp.listen, new.smtp.listen),
         "odmr.listen": (old.odmr.listen, new.odmr.listen),
+        "https.listen": (old.https.listen, new.https.listen),
         "relay.tls": (old.relay.tls, new.relay.tls),
         "relay.ca_file": (old.relay.ca_file, new.relay.ca_file),
         "relay.connect_timeout": (old.relay.connect_timeout, new.relay.connect_timeout),

@@ -1,4 +1,4 @@
-"""The control process: recipient lists from text files, rosters, states of next hops.
+"""The control process: recipient lists, rosters, agreements, states of next hops, alerts.
 
 If it dies, mail still flows.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from posthouse import node_settings
 from posthouse.config_schema import Config
+from posthouse.node_agreements_duty import AgreementsDuty
 from posthouse.node_drain import NextHopDuty
 from posthouse.node_odmr import OdmrDuty
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
@@ -33,12 +34,14 @@ def run_control(
     workers: int,
     listening: Sequence[tuple[str, int]],
     odmr: Sequence[socket.socket],
+    https: Sequence[socket.socket],
 ) -> int:
     """The duty of the control process until SIGTERM.
 
-    listening: addresses of the SMTP door; odmr: the sockets of the one for ATRN.
+    listening: addresses of the SMTP door; odmr, https: the sockets of those for ATRN and for
+    paired primaries.
     """
-    return run_in_loop(_control(config, heartbeat, workers, listening, odmr))
+    return run_in_loop(_control(config, heartbeat, workers, listening, odmr, https))
 
 
 async def _control(
@@ -47,6 +50,7 @@ async def _control(
     workers: int,
     listening: Sequence[tuple[str, int]],
     odmr: Sequence[socket.socket],
+    https: Sequence[socket.socket],
 ) -> int:
     indexes = RecipientIndexes(lists_directory(config.data_dir))
     indexes.prepare()
@@ -59,6 +63,7 @@ async def _control(
         publisher.set_sources(node_settings.make_sources(new))
         await publisher.refresh()
         rosters.reload(new)
+        await agreements.reload(new)
 
     process = Process(config, heartbeat, reload, read=read_again)
     next_hops = NextHopDuty(config, workers=workers, listening=listening)
@@ -76,10 +81,15 @@ async def _control(
     rosters.prepare(config)
     await publisher.refresh()
     await rosters.open(config, process)
+    agreements = AgreementsDuty(
+        config, workers=workers, alerts=watch.alerts, states=next_hops.board, https=https
+    )
+    await agreements.open(process)
     process.keep(publisher.run(), "watching recipient files")
     process.keep(watch.run(), "watching the node")
     process.serve()
     await process.stopping.wait()
+    await agreements.close(config.shutdown_grace.total_seconds())
     await process.end_tasks()
     await fetching.close()
     await rosters.close()

@@ -24,6 +24,7 @@ from posthouse.errors import ConfigError, StorageError
 from posthouse.interfaces.control import ControlDesk, ControlDoor
 from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
 from posthouse.interfaces.smtp_door import Doorkeeper
+from posthouse.node_agreements import WorkerAgreements
 from posthouse.node_control import lists_directory
 from posthouse.node_drain import drain_socket
 from posthouse.node_live import LiveVerification
@@ -147,6 +148,7 @@ class Worker:
             table=table,
         )
         self.rosters = RosterView(config, table)
+        self._agreements = WorkerAgreements(config, index=index, find_roster=self.rosters.watch.get)
 
     # ------------------------------------------------------------------ life
 
@@ -190,6 +192,7 @@ class Worker:
             resolver=self._resolver,
         )
         self._standby.attach(self._keeper)
+        self._agreements.attach(self._reception, self.process)
         self._homeward = [self._make_homeward(spool) for spool in self._spools]
         self._desk = ControlDesk(
             self._spools,
@@ -320,6 +323,7 @@ class Worker:
             clock_us=clock_us,
             dice=random.Random(),
             authority=self.next_hops,
+            secrets=self._agreements.secrets,
         )
         voucher = self.rosters.make_voucher(spool, config, self._live.directories.find, relay.retry)
         self.process.keep(voucher.run(), "releasing what is vouched for")
@@ -348,6 +352,7 @@ class Worker:
         await self._tallier.write()
         await self._control.close()
         self.rosters.close()
+        await self._agreements.close()
         await close_spools(self._spools)
         observe.gather_with(None)
 
@@ -363,6 +368,7 @@ class Worker:
         self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
         self._directories.set_domains(node_settings.find_listed(config))
         await self.rosters.reload(config)
+        self._agreements.reload(config)
         self._set_routes(config)
         self._live.reload(config, self._workers, self._addresses())
         settings = node_settings.make_relay(config, self._workers, self._addresses())

@@ -39,6 +39,11 @@ COMMANDS: Final = {
     "roster": ("posthouse.cli.roster", "roster", "Make, look into, try and confirm rosters."),
     "primary": ("posthouse.cli.primary", "primary", "What runs beside the primary mail server."),
     "pair": ("posthouse.cli.pair", "pair", "Exchange keys with the other side, once."),
+    "agreements": (
+        "posthouse.cli.agreements",
+        "agreements",
+        "Who was promised what: the books, on either side.",
+    ),
     "alerts": ("posthouse.cli.alerts", "alerts", "What is wrong, or was."),
     "report": ("posthouse.cli.report", "report", "Outages of a domain's primary and what came."),
     "status": ("posthouse.cli.status", "status", "One screen: domains, next hops, queue, lists."),

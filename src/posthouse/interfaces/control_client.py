@@ -19,8 +19,10 @@ import msgspec
 from posthouse.interfaces.control_wire import (
     MAX_PAGE,
     MAX_REPLY_BYTES,
+    ActRequest,
     Failure,
     ListRequest,
+    Moved,
     Page,
     Request,
     StatusRequest,
@@ -30,12 +32,12 @@ from posthouse.interfaces.control_wire import (
     decode_reply,
     encode_line,
 )
-from posthouse.ports import DomainTotals, QueuedMessage, Selection, State
+from posthouse.ports import DomainTotals, OperatorAction, QueuedMessage, Selection, State
 
 PATIENCE_SECONDS: Final = 10.0
 LISTING_SECONDS: Final = 120.0
 
-R = TypeVar("R", Page, Totals, WorkerStatus)
+R = TypeVar("R", Moved, Page, Totals, WorkerStatus)
 
 
 class DeskSilent(Exception):
@@ -55,6 +57,10 @@ class WorkerDesk:
     async def totals(self) -> tuple[DomainTotals, ...]:
         """Counts by domain and shard. Raises DeskSilent."""
         return (await self._ask(TotalsRequest(), Totals, LISTING_SECONDS)).domains
+
+    async def act(self, selection: Selection, action: OperatorAction) -> int:
+        """Move what `selection` means; returns how many recipients. Raises DeskSilent."""
+        return (await self._ask(ActRequest(selection, action), Moved, LISTING_SECONDS)).recipients
 
     async def list_held(self) -> AsyncIterator[QueuedMessage]:
         """Messages with their recipients on hold, by ascending queue id. Raises DeskSilent."""

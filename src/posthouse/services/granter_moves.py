@@ -81,7 +81,10 @@ def answer_request(
             ended = _change(known, now_us, state=GrantState.ENDED, one_time=b"", password=b"")
         return ended, RecipeResult(recipe_id=fresh.recipe_id, status=Status.NO_SUCH_USER)
     grant = known or _change(fresh, now_us, created_us=now_us)
-    grant = _change(grant, now_us, policy_url=fresh.policy_url, user_id=found.user_id)
+    mailbox = found.mailbox if found.exists else grant.mailbox  # folded now, if not before
+    grant = _change(
+        grant, now_us, policy_url=fresh.policy_url, mailbox=mailbox, user_id=found.user_id
+    )
     if grant.state is GrantState.REFUSED:
         return grant, RecipeResult(recipe_id=grant.recipe_id, status=Status.REFUSED)
     if grant.state is GrantState.AGREED:

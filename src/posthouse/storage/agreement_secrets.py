@@ -6,6 +6,7 @@ authenticated. `ports_agreements.AgreementSecrets`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,17 @@ MAX_REFUSED: Final = 10_000
 class BookSecrets:
     """See the port. `agreements` (the snapshot) tells whether there is anything to read at all."""
 
-    def __init__(self, path: Path, agreements: AgreementBook, sightings: Sightings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        agreements: AgreementBook,
+        sightings: Sightings,
+        owners: Mapping[str, str],
+    ) -> None:
+        """owners: domain → the party of its primary. What another granter (a more preferred
+        backup) gave out is no password at the primary, and would only be refused there.
+        """
+        self.owners = owners
         self._path = path
         self._agreements = agreements
         self._sightings = sightings
@@ -47,6 +58,8 @@ class BookSecrets:
             return None
         entry = self._read(found.canonical)
         if entry is None or not entry.password or entry.login_refused:
+            return None
+        if entry.granter != self.owners.get(entry.domain):
             return None
         if self._refused.get(entry.agreement_id) == entry.password:
             return None

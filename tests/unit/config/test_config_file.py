@@ -212,6 +212,7 @@ def test_the_annotated_example_is_valid_and_whole(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("shared\n")
     (tmp_path / "example.com.recipients").write_text("bob\n")
     write_pairs(tmp_path / "pairs", "example.com", "mx2.example.net")
+    write_pairs(tmp_path / "pairs", "for-mx3.example.org", "mx3.example.org")
     loud = loud.replace("listen = []", 'listen = ["0.0.0.0:366"]')  # the [[pull]] wants it
     (tmp_path / "example.secret").write_text("0123456789abcdef")
     load(write(tmp_path, loud))

@@ -107,3 +107,21 @@ def test_secrets_that_others_can_read(tmp_path: Path) -> None:
     (tmp_path / "example.com.json").chmod(0o644)
     config = read(tmp_path, rest=PRIMARY)
     assert any("chmod 600" in warning for warning in config.warnings)
+
+
+BACKUP = '[[backup]]\npairing = "mx3.example.org.json"\nown = "for-mx3.json"\ndomains = ["{}"]\n'
+
+
+def test_a_further_backup(tmp_path: Path) -> None:
+    """[[backup]] names a backup behind this one, and only domains of ours."""
+    write_pairs(tmp_path, "for-mx3", "mx3.example.org")
+    config = read(tmp_path, rest=BACKUP.format("example.com"))
+    (backup,) = config.backups
+    assert backup.pairing == tmp_path / "mx3.example.org.json"
+    assert (backup.domains, backup.agreements) == (("example.com",), "auto")
+    with pytest.raises(ConfigError, match=r"example.org is no \[\[domain\]\] here"):
+        read(tmp_path, rest=BACKUP.format("example.org"))
+    (tmp_path / "for-mx3.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no usable pairing file"):
+        read(tmp_path, rest=BACKUP.format("example.com"))
+    read(tmp_path, rest=BACKUP.format("example.com"), may_wait=True)

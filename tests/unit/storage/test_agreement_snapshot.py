@@ -160,13 +160,15 @@ async def test_passwords_of_agreed_ones(book: SqliteForwarderBook, tmp_path: Pat
         State.AGREED,
         agreement_id="a-1",
         password="p1",
+        granter="example.com",
         forwarder_id="mx2.example.net",
     )
     await keep(book, agreed, entry("bob@example.com", State.REQUESTED, password="x"))
     await book.publish()
     outbox = SightingsOutbox(tmp_path / "seen", source="0", clock_us=lambda: 1)
     reader = SnapshotReader(snapshot_path(tmp_path))
-    secrets = BookSecrets(book_path(tmp_path), reader, outbox)
+    owners = {"example.com": "example.com"}
+    secrets = BookSecrets(book_path(tmp_path), reader, outbox, owners)
     for address in ("alice@example.com", "ALICE+x@Example.COM", '"alice"@example.com'):
         found = secrets.find(address)
         assert found is not None, address
@@ -183,6 +185,9 @@ async def test_passwords_of_agreed_ones(book: SqliteForwarderBook, tmp_path: Pat
     found = secrets.find("alice@example.com")
     assert found is not None
     assert found.password == "p2"
+    owners["example.com"] = "another primary"
+    assert secrets.find("alice@example.com") is None
+    owners["example.com"] = "example.com"
     await keep(book, msgspec.structs.replace(agreed, password="p3", login_refused=True))
     assert secrets.find("alice@example.com") is None
     secrets.close()

@@ -1,0 +1,191 @@
+"""Agreements between real processes: `serve`, `primary serve`, and Postfix as the primary's MTA."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peers.node import PosthouseNode
+from peers.postfix_kit import make_primary
+from peers.primary import PrimaryNode, run_command
+from peers.processes import free_port, wait_until
+from peers.smtp_tools import swaks
+
+pytestmark = pytest.mark.peers
+
+DOMAIN, BACKUP = "example.com", "mx2.example.net"
+ALICE = f"alice@{DOMAIN}"
+
+
+class Town:
+    """A primary's process and its backup, paired by the four commands."""
+
+    def __init__(self, folder: Path, *, next_hop: int | None = None, **primary: Any) -> None:
+        self.primary = PrimaryNode(folder / "primary", **primary)
+        calls = free_port()
+        self.backup = PosthouseNode(
+            folder / "backup",
+            next_hop=[f"smtp://127.0.0.1:{next_hop or free_port()}"],
+            domain_keys={"recipients": {"primary": DOMAIN}, "verify": "off"},
+            sections={"https": {"listen": [f"127.0.0.1:{calls}"]}},
+        )
+        self.backup.primaries.append(
+            {"pairing": f"pairs/{DOMAIN}.json", "own": f"pairs/{BACKUP}.json"}
+        )
+        self.backup.write()
+        url = f"http://127.0.0.1:{calls}/"
+        for offers, accepts, party, more in (
+            (self.primary.file, self.backup.file, BACKUP, []),
+            (self.backup.file, self.primary.file, DOMAIN, ["--base-url", url]),
+        ):
+            carried = folder / f"for-{party}.json"
+            run_command(offers, "pair", "offer", "--to", party, "-o", str(carried), *more)
+            run_command(accepts, "pair", "accept", str(carried))
+
+    def start(self, **keys: Any) -> None:
+        """Both, with a roster in force at the backup."""
+        self.primary.add_backup(BACKUP, **keys)
+        self.primary.start()
+        self.primary.wait_log("serial")
+        self.backup.start()
+        wait_until(lambda: self.ask("nobody") == "550 5.1.1", what="the first roster")
+
+    def stop(self) -> None:
+        self.backup.stop()
+        self.primary.stop()
+
+    def ask(self, user: str) -> str:
+        """What RCPT for `user` is answered, without the text."""
+        run = swaks(
+            self.backup.port, "--to", f"{user}@{DOMAIN}", "--from", "a@b.example",
+            "--quit-after", "RCPT",
+        )  # fmt: skip
+        reply = run.transcript[run.transcript.index("RCPT TO") :].splitlines()[1]
+        return " ".join(reply.lstrip("<-* ~").split()[:2])
+
+    def send(self, user: str) -> None:
+        """A message that is taken."""
+        run = swaks(self.backup.port, "--to", f"{user}@{DOMAIN}", "--from", "a@b.example")
+        assert run.ok, run.transcript
+
+    def held(self, user: str = "alice") -> dict[str, Any]:
+        """What the backup's book says."""
+        done = self.backup.command("agreements", "show", f"{user}@{DOMAIN}", "--json")
+        found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+        return found
+
+    def wait_state(self, state: str, user: str = "alice") -> dict[str, Any]:
+        wait_until(lambda: self.held(user).get("state") == state, what=f"{user} to be {state}")
+        return self.held(user)
+
+    def granted(self) -> list[dict[str, Any]]:
+        """What the primary's book says."""
+        text = self.primary.command("agreements", "list", "--json")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Iterator[Town]:
+    town = Town(tmp_path, users=["alice", "bob", "carol", "dora", "eve", "fay"])
+    yield town
+    town.stop()
+
+
+def test_negotiated_blocked_and_ended(town: Town) -> None:
+    """A message makes an agreement; its owner blocks and unblocks it, and it ends with the mailbox."""
+    town.start()
+    town.send("Alice+news")
+    held = town.wait_state("agreed")
+    assert (held["granter"], held["forwarder_id"], held["messages"]) == (DOMAIN, BACKUP, 1)
+    (granted,) = town.granted()
+    assert granted["agreement_id"] == held["agreement_id"]
+    assert (granted["state"], granted["address"]) == ("agreed", ALICE)
+    servers = town.primary.command("agreements", "servers", "alice+x@example.com", "--json")
+    (server,) = [json.loads(line) for line in servers.splitlines()]
+    assert (server["party"], server["host"], server["messages"]) == (BACKUP, BACKUP, 1)
+
+    town.primary.command("agreements", "block", ALICE)
+    wait_until(lambda: town.ask("alice") == "551 5.7.1", what="the block")
+    assert town.granted()[0]["blocked"]
+    assert town.held()["former_state"] == "agreed"
+    town.primary.command("agreements", "unblock", ALICE)
+    wait_until(lambda: town.ask("alice") == "250 2.1.5", what="the block to be lifted")
+
+    said = town.backup.command("agreements", "end", ALICE)
+    assert said.returncode == 1
+    assert "as long as the mailbox exists" in said.stderr
+    town.primary.command("agreements", "end", ALICE)
+    wait_until(lambda: town.ask("alice") == "550 5.1.1", what="the end")
+    wait_until(
+        lambda: {r["state"] for m in town.backup.queue() for r in m["recipients"]} == {"held"},
+        what="its queued mail to be held",
+    )
+
+
+def test_a_person_says_yes(town: Town) -> None:
+    """With agreements = "ask" nothing is granted until somebody says so; mail flows meanwhile."""
+    town.start(agreements="ask")
+    town.send("bob")
+    wait_until(lambda: [g["state"] for g in town.granted()] == ["pending"], what="the request")
+    assert town.ask("bob") == "250 2.1.5"
+    assert "granted" in town.primary.command("agreements", "grant", "--all")
+    assert "Nothing is pending." in town.primary.command("agreements", "grant", "--all")
+    assert town.granted()[0]["state"] == "granted"
+
+
+def test_nothing_is_lost_in_crashes(town: Town) -> None:
+    """Both sides are killed with agreements under way; they go on where they were."""
+    town.start()
+    users = ("alice", "bob", "carol", "dora", "eve", "fay")
+    town.primary.crash()
+    for user in users:
+        town.send(user)
+    wait_until(lambda: bool(town.held("fay")), what="the sightings on record")
+    town.backup.crash()
+    town.primary.start()
+    town.backup.start()
+    for user in users:
+        town.wait_state("agreed", user)
+    assert {g["state"] for g in town.granted()} == {"agreed"}
+    assert len(town.granted()) == len(users)
+
+
+def test_the_story_of_the_seed(tmp_path: Path) -> None:
+    """Roster fetched, primary down, known accepted, unknown refused, primary up, agreement
+    negotiated, mail delivered under SMTP AUTH."""
+    postfix = make_primary(tmp_path, "alice", "postmaster")
+    sockets = postfix.queue_directory / "posthouse"
+    town = Town(
+        tmp_path,
+        next_hop=postfix.port,
+        users=["alice", "bob"],
+        sections={
+            "postfix": {
+                "auth_socket": str(sockets / "auth"),
+                "policy_listen": f"unix:{sockets}/policy",
+            }
+        },
+    )
+    try:
+        town.start()
+        town.primary.stop()
+        assert town.ask("nobody") == "550 5.1.1"
+        town.send("alice")
+        assert town.wait_state("requested")["agreement_id"] == ""
+        town.primary.start()
+        held = town.wait_state("agreed")
+        with postfix:
+            os.kill(town.backup.running.pid, signal.SIGHUP)
+            (message,) = postfix.wait_messages(1)
+            assert "ESMTPSA" in message.received
+            town.backup.wait_queue(0)
+            assert f"sasl_username={held['agreement_id']}" in postfix.log()
+    finally:
+        town.stop()
+        postfix.remove()
