@@ -30,6 +30,9 @@ _config = click.option(
     help="primary.toml or posthouse.toml: it says which side we are  [default: the one there is]",
 )
 _party = click.option("--party", help="Our name  [default: party or hostname of the file]")
+_behind = click.option(
+    "--behind", is_flag=True, help="We are a backup, and they back up behind us."
+)
 _rotate = click.option("--rotate", is_flag=True, help="Renew keys; the old ones stay good so long.")
 _replace = click.option("--replace", is_flag=True, help="Begin anew; the old keys are void.")
 
@@ -46,6 +49,7 @@ def pair() -> None:
 @pair.command()
 @_config
 @click.option("--to", "partner", required=True, metavar="PARTY", help="The other side's name.")
+@_behind
 @_party
 @click.option("--base-url", help="Where the other side calls us  [default: of the file]")
 @click.option("--domain", "domains", multiple=True, help="For these only  [default: all of ours]")
@@ -61,6 +65,7 @@ def pair() -> None:
 def offer(
     config_file: Path | None,
     partner: str,
+    behind: bool,
     party: str | None,
     base_url: str | None,
     domains: tuple[str, ...],
@@ -70,7 +75,7 @@ def offer(
     replace: bool,
 ) -> int:
     """Make the file for the other side, and say what to do with it."""
-    side = read_side(_find_file(config_file), party=party, base_url=base_url)
+    side = read_side(_find_file(config_file), party=party, base_url=base_url, behind=behind)
     carry = out or Path(f"{side.party}-for-{partner}.json")
     if carry.exists():
         raise ConfigError([f"{carry}: is there already; carry it over, or remove it"])
@@ -90,14 +95,20 @@ def offer(
 @pair.command()
 @_config
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@_behind
 @_party
 @_rotate
 @_replace
 def accept(
-    config_file: Path | None, file: Path, party: str | None, rotate: bool, replace: bool
+    config_file: Path | None,
+    file: Path,
+    behind: bool,
+    party: str | None,
+    rotate: bool,
+    replace: bool,
 ) -> int:
     """Take the file that the other side made. It is good once."""
-    side = read_side(_find_file(config_file), party=party)
+    side = read_side(_find_file(config_file), party=party, behind=behind)
     taken = accept_offer(side, file, rotate=rotate, replace=replace)
     click.echo("\n".join(tell_acceptance(side, file, taken)))
     return 0
@@ -160,24 +171,29 @@ def tell_acceptance(side: Side, file: Path, taken: Acceptance) -> Iterator[str]:
     yield ""
     if taken.own is None:
         yield "Now answer with an offer of ours:"
-        yield f"    posthouse pair offer -c {side.file} --to {taken.party}"
+        more = "" if side.owned else " --behind"
+        yield f"    posthouse pair offer -c {side.file} --to {taken.party}{more}"
         return
     yield f"Both files are here. {side.file.name} wants:"
-    yield from _tell_table(side, taken.party, taken.own, taken.domains)
+    yield from _tell_table(side, taken.party, taken.own, taken.domains, taken.owner)
 
 
 def _tell_table(
-    side: Side, partner: str, own: Path, domains: tuple[str, ...] = ()
+    side: Side, partner: str, own: Path, domains: tuple[str, ...] = (), owner: str = ""
 ) -> Iterator[str]:
     theirs = side.pairs / f"{partner}.json"
     base = side.file.parent
     yield ""
-    yield "    [[backup]]" if side.kind == "primary" else "    [[primary]]"
+    yield f"    [[{side.table}]]"
     yield f'    pairing = "{theirs.relative_to(base)}"'
     yield f'    own     = "{own.relative_to(base)}"'
     if side.kind == "primary":
         listed = ", ".join(f'"{name}"' for name in side.domains)
         yield f"    domains = [{listed}]"
+        return
+    if owner:
+        yield ""
+        yield f"below that of {owner}, who owns the domains and makes their rosters."
         return
     for name in domains:
         yield ""

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -59,13 +59,17 @@ class Offer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """What was taken. theirs: where it lies now; own: our file for them, None before an offer."""
+    """What was taken. theirs: where it lies now; own: our file for them, None before an offer.
+
+    owner: who owns the domains, where that is not they but another primary of ours.
+    """
 
     party: str
     theirs: Path
     own: Path | None
     rotated: bool
     domains: tuple[str, ...]
+    owner: str = ""
 
 
 def _mistake(text: str) -> ConfigError:
@@ -106,13 +110,14 @@ def make_offer(
     token = secrets.token_urlsafe(TOKEN_BYTES)
     roster_key = secrets.token_bytes(KEY_BYTES) if side.kind == "primary" else None
     kept = _keep(side, before) if before is not None and rotate else ()
+    chosen = _choose_domains(side, domains, before)
     own = OwnPairing(
         kind=side.kind,
         party=side.party,
         base_url=side.base_url,
         credentials=(*kept, Credential(token_sha256=hash_token(token), roster_key=roster_key)),
-        domains=_choose_domains(side, domains, before),
-        public_key=_get_public_key(side) if side.kind == "primary" else None,
+        domains=chosen,
+        public_key=_get_public_key(side, chosen) if side.kind == "primary" else None,
         tls_spki_sha256=pin,
         partner=partner,
     )
@@ -177,6 +182,7 @@ def _keep(side: Side, before: OwnPairing) -> tuple[Credential, ...]:
 def _choose_domains(
     side: Side, given: tuple[str, ...], before: OwnPairing | None
 ) -> tuple[str, ...]:
+    """Which domains it is for: those named, those of before, else all of ours."""
     if side.kind == "backup":
         return ()
     domains = given or (before.domains if before is not None else side.domains)
@@ -188,8 +194,10 @@ def _choose_domains(
     return domains
 
 
-def _get_public_key(side: Side) -> bytes:
-    """Of the key that signs our rosters; made when there is none."""
+def _get_public_key(side: Side, domains: tuple[str, ...]) -> bytes:
+    """Of the key that signs the rosters: ours, made when there is none, or the owner's."""
+    if not side.owned:
+        return _find_owners_key(side, domains)
     path = side.signing_key
     if path is None:
         raise _mistake(f"{side.file}: has no data_dir; add it")
@@ -207,6 +215,28 @@ def _get_public_key(side: Side) -> bytes:
         raise _mistake(f"{path}: no private key: {error}") from error
 
 
+def _find_owners_key(side: Side, domains: tuple[str, ...]) -> bytes:
+    """Of the primary that we are paired with for these domains."""
+    found = {
+        owner.public_key for owner in _read_primaries(side) if set(domains) <= set(owner.domains)
+    }
+    if len(found) != 1:
+        raise _mistake(
+            f"{side.pairs}: {len(found) or 'no'} pairing files of primaries have all of "
+            f"{', '.join(domains)}; pair with the owner first, or name fewer with --domain"
+        )
+    return found.pop()
+
+
+def _read_primaries(side: Side) -> Iterator[PrimaryPairing]:
+    """What primaries gave us."""
+    for path in sorted(side.pairs.glob("*.json")):
+        try:
+            yield parse_primary_pairing(read_private(path))
+        except (ValueError, OSError):
+            continue  # our own files lie here too
+
+
 # --------------------------------------------------------------------------- accepting
 
 
@@ -222,7 +252,10 @@ def accept_offer(
     except ValueError as error:
         raise _mistake(f"{file}: no usable pairing file: {error}") from error
     if kind == side.kind:
-        raise _mistake(f"{file}: is the file of a {kind}, and so are we: it is for the other side")
+        hint = "; do they back up behind us? then --behind" if kind == "backup" else ""
+        raise _mistake(
+            f"{file}: is the file of a {kind}, and so are we: it is for the other side{hint}"
+        )
     if theirs.party == side.party:
         raise _mistake(f"{file}: names us ({side.party}) as the other side")
     used = UsedHashes(side.pairs / ACCEPTED_FILE)
@@ -254,7 +287,16 @@ def accept_offer(
         own=find_own(side, theirs.party),
         rotated=exists and rotate,
         domains=theirs.domains if isinstance(theirs, PrimaryPairing) else (),
+        owner=_find_owner(side, theirs) if isinstance(theirs, PrimaryPairing) else "",
     )
+
+
+def _find_owner(side: Side, theirs: PrimaryPairing) -> str:
+    """The other primary of ours whose key signs the rosters of these domains, "" for none."""
+    for other in _read_primaries(side):
+        if other.party != theirs.party and other.public_key == theirs.public_key:
+            return other.party
+    return ""
 
 
 def _merge(path: Path, fresh: PrimaryPairing) -> PrimaryPairing:
@@ -291,12 +333,10 @@ def _choose_own(side: Side, partner: str) -> Path:
     return next(path for path in _own_places(side, partner) if not path.exists())
 
 
-def _own_places(side: Side, partner: str) -> tuple[Path, Path]:
+def _own_places(side: Side, partner: str) -> tuple[Path, ...]:
     """pairs/<us>.json, as in the manual; for a second partner one that names it."""
-    return (
-        side.pairs / f"{side.party}.json",
-        side.pairs / f"{side.party}-for-{partner}.json",
-    )
+    named = side.pairs / f"{side.party}-for-{partner}.json"
+    return (side.pairs / f"{side.party}.json", named) if side.owned else (named,)
 
 
 def _prepare(side: Side) -> None:

@@ -28,9 +28,11 @@ SIGNING_KEY_FILE: Final = "signing.key"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """Us. certificate: what our HTTPS door shows, None without one. domains: of a primary.
+    """Us, in this pairing. certificate: what our HTTPS door shows, None without one.
 
-    account: who runs the node and must be able to read what is made; None: whoever we are.
+    kind: "primary" for who grants: the owner of the domains, or a backup towards one that
+    stands behind it (owned: False). domains: all of ours. account: who runs the node and
+    must be able to read what is made; None: whoever we are.
     """
 
     kind: Kind
@@ -42,6 +44,12 @@ class Side:
     certificate: Path | None
     signing_key: Path | None
     account: pwd.struct_passwd | None
+    owned: bool = True
+
+    @property
+    def table(self) -> str:
+        """The table of our configuration for the other side."""
+        return "backup" if self.kind == "primary" else "primary"
 
     @property
     def pairs(self) -> Path:
@@ -49,16 +57,21 @@ class Side:
         return self.file.parent / PAIRS_DIRECTORY
 
 
-def read_side(file: Path, *, party: str | None = None, base_url: str | None = None) -> Side:
-    """Read what counts. Raises ConfigError."""
+def read_side(
+    file: Path, *, party: str | None = None, base_url: str | None = None, behind: bool = False
+) -> Side:
+    """Read what counts. behind: we are a backup, and they stand behind us. Raises ConfigError."""
     table = parse_toml(file, read_text_file(file))
     base = file.absolute().parent
-    kind: Kind = "primary" if "party" in table else "backup"
+    owned = "party" in table
+    if owned and behind:
+        raise ConfigError([f"{file}: is a primary's; --behind is for a backup with one behind it"])
+    kind: Kind = "primary" if owned or behind else "backup"
     https = _table(table, "https")
     certificate = https.get("certificate")
-    if certificate is None and kind == "backup":
+    if certificate is None and not owned:
         certificate = _table(table, "smtp").get("certificate")
-    name = party or table.get("party" if kind == "primary" else "hostname")
+    name = party or table.get("party" if owned else "hostname")
     if not isinstance(name, str):
         raise ConfigError([f"{file}: has neither party nor hostname; add one or use --party"])
     url = base_url or table.get("base_url") or _guess_base_url(name, https, certificate)
@@ -83,6 +96,7 @@ def read_side(file: Path, *, party: str | None = None, base_url: str | None = No
         certificate=_path(base, certificate),
         signing_key=key,
         account=find_user(user) if isinstance(user, str) else None,
+        owned=owned or not behind,
     )
 
 

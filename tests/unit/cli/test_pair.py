@@ -258,6 +258,58 @@ def test_each_backup_has_its_own_keys(world: World) -> None:
     assert read(fresh)["domains"] == ["example.com", "example.org"]
 
 
+def test_a_backup_behind_a_backup(world: World) -> None:
+    """The one in front gives what a granter gives, with the owner's public key; they find it so."""
+    third = world.desk.parent / "third" / "posthouse.toml"
+    third.parent.mkdir()
+    third.write_text(BACKUP.replace("mx2.example.net", "mx3.example.org"))
+    (third.parent / "fullchain.pem").write_bytes(
+        (world.backup.parent / "fullchain.pem").read_bytes()
+    )
+    with pytest.raises(ConfigError, match="pair with the owner first"):
+        world.offer(world.backup, "mx3.example.org", "early.json", "--behind")
+    world.pair()
+    owners, _ = world.offer(world.primary, "mx3.example.org", "p3.json", "--domain", "example.com")
+    world.run(third, "accept", str(owners))
+    front, words = world.offer(world.backup, "mx3.example.org", "f.json", "--behind")
+    assert "[[backup]]" in words
+    assert read(front)["public_key"] == read(owners)["public_key"]
+    assert read(front)["roster_key"] != read(owners)["roster_key"]
+    assert (read(front)["party"], read(front)["domains"]) == ("mx2.example.net", ["example.com"])
+    world.run(third, "accept", str(front))
+    back, words = world.offer(third, "mx2.example.net", "t.json")
+    with pytest.raises(ConfigError, match="--behind"):
+        world.run(world.backup, "accept", str(back))
+    words = world.run(world.backup, "accept", "--behind", str(back))
+    assert 'own     = "pairs/mx2.example.net-for-mx3.example.org.json"' in words
+    again, _ = world.offer(world.backup, "mx3.example.org", "f2.json", "--behind", "--rotate")
+    words = world.run(third, "accept", "--rotate", str(again))
+    own = world.backup.parent / "pairs" / "mx2.example.net-for-mx3.example.org.json"
+    assert len(load_own_pairing(own, "primary").credentials) == 2
+    kept = load_own_pairing(world.backup.parent / "pairs" / "mx2.example.net.json", "backup")
+    assert len(kept.credentials) == 1
+    with pytest.raises(ConfigError, match="is a primary's"):
+        world.offer(world.primary, "mx3.example.org", "x.json", "--behind")
+
+
+def test_the_owner_stays_the_owner(world: World) -> None:
+    """Who accepts the file of a backup in front is told where its table belongs."""
+    third = world.desk.parent / "third" / "posthouse.toml"
+    third.parent.mkdir()
+    third.write_text(BACKUP.replace("mx2.example.net", "mx3.example.org"))
+    (third.parent / "fullchain.pem").write_bytes(
+        (world.backup.parent / "fullchain.pem").read_bytes()
+    )
+    world.pair()
+    owners, _ = world.offer(world.primary, "mx3.example.org", "p3.json")
+    world.run(third, "accept", str(owners))
+    world.offer(third, "mx2.example.net", "t.json")
+    front, _ = world.offer(world.backup, "mx3.example.org", "f.json", "--behind")
+    words = world.run(third, "accept", str(front))
+    assert "below that of example.com" in words
+    assert "recipients" not in words
+
+
 # --------------------------------------------------------------------------- the pin
 
 
