@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,7 +13,7 @@ import trustme
 from fakes.source import ListSource
 from peers.databases import MariaDB, PostgreSQL, Slapd
 from peers.dovecot import Dovecot
-from peers.processes import find_program
+from peers.postfix_maps import Maps
 from posthouse.domain.recipients import Fold
 from posthouse.domain.source_specs import parse_source
 from posthouse.errors import SourceFailed
@@ -71,12 +70,11 @@ def make_csv(root: Path) -> Bench:
 
 def make_postmap(table: str) -> Callable[[Path], Bench]:
     def make(root: Path) -> Bench:
-        (root / "main.cf").touch()
-        file = root / "virtual"
-        file.write_text("".join(f"{address}\t{address}, other\n" for address in ADDRESSES))
+        maps = Maps(root)
+        lines = "".join(f"{address}\t{address}, other\n" for address in ADDRESSES)
+        file = maps.put("virtual", lines)
         if table != "texthash":
-            postmap = find_program("postmap", "postfix")
-            subprocess.run([postmap, "-c", root, f"{table}:{file}"], check=True, timeout=20)
+            maps.index(table, file)
         source = open_written(f"postfix:{table}:{file}?config={root}")
 
         def break_it() -> None:

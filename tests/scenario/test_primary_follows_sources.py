@@ -11,8 +11,9 @@ import pytest
 
 from peers.dovecot import Dovecot
 from peers.node import POSTHOUSE
+from peers.postfix_maps import Maps
 from peers.primary import PrimaryNode
-from peers.processes import find_program, wait_until
+from peers.processes import wait_until
 from posthouse.domain.digests import make_digest
 from posthouse.node_publishing import read_key
 from posthouse.storage.roster_body import RosterBody
@@ -20,20 +21,12 @@ from posthouse.storage.roster_body import RosterBody
 pytestmark = pytest.mark.peers
 
 
-class Virtual:
+class Virtual(Maps):
     """An indexed map as Postfix reads it, changed as its operator does."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.file = root / "virtual"
-        (root / "main.cf").touch()
-
     def set(self, names: Iterable[str]) -> None:
-        self.file.write_text(
-            "example.com anything\n" + "".join(f"{n}@example.com {n}\n" for n in names)
-        )
-        postmap = find_program("postmap", "postfix")
-        subprocess.run([postmap, "-c", self.root, f"lmdb:{self.file}"], check=True, timeout=30)
+        lines = "".join(f"{name}@example.com {name}\n" for name in names)
+        self.index("lmdb", self.put("virtual", "example.com anything\n" + lines))
 
 
 def find_newest(primary: PrimaryNode) -> Path:
@@ -72,7 +65,7 @@ def test_a_roster_follows_postfix_and_dovecot(tmp_path: Path) -> None:
             tmp_path / "primary",
             domain_keys={
                 "sources": [
-                    f"postfix:lmdb:{virtual.file}?config={tmp_path}",
+                    f"postfix:lmdb:{tmp_path}/virtual?config={tmp_path}",
                     f"dovecot:{dovecot.config}",
                 ]
             },
@@ -86,7 +79,7 @@ def test_a_roster_follows_postfix_and_dovecot(tmp_path: Path) -> None:
             wait_until(
                 lambda: "carol" in names_in(primary, names), what="the map is taken up", seconds=30
             )
-            assert "1 in, 0 out" in primary.log()
+            primary.wait_log("1 in, 0 out")
 
             dovecot.set_users(["bob@example.com", "dora@example.com"])
             done = build(primary)

@@ -70,6 +70,8 @@ def read_patterns(
             action = "defer"
         else:
             action = "accept"
+        if kind == "regexp":
+            _check_posix(number, body)
         yield _make_rule(number, body, prefix, action, domain, compile_pattern)
 
 
@@ -188,6 +190,28 @@ def _find_at(number: int, body: str) -> tuple[int | None, bool]:
     if hidden:
         raise PatternError(number, "the @ must stand outside of parentheses and brackets")
     return found, alternatives
+
+
+def _check_posix(number: int, body: str) -> None:
+    """Refuse what POSIX (as glibc has it) and RE2 both take, in different senses."""
+    at = 0
+    while at < len(body):
+        if body[at] == "\\":
+            following = body[at + 1 : at + 2]
+            if following in "<>`'" or (following.isalpha() and following not in "wWsSbB"):
+                raise PatternError(
+                    number, f"\\{following} means something else in a rule: write it otherwise"
+                )
+            at += 1
+        elif body[at] == "[":
+            end = _class_end(body, at)
+            inside = body[at + 1 : end]
+            if "\\" in inside:
+                raise PatternError(number, "a backslash in brackets stands for itself: remove it")
+            if "[=" in inside or "[." in inside:
+                raise PatternError(number, "collating elements cannot be turned into a rule")
+            at = end
+        at += 1
 
 
 def _class_end(body: str, start: int) -> int:

@@ -105,3 +105,18 @@ def test_what_cannot_be_a_rule_is_a_mistake(line: str, said: str) -> None:
     with pytest.raises(PatternError, match=said) as caught:
         read(f"# first\n{line}\n", kind="pcre")
     assert caught.value.line == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (r"/^a\d@example\.com$/ OK", r"\\d means something else"),
+        (r"/^\<a@example\.com$/ OK", r"\\< means something else"),
+        (r"/^a[\w.]@example\.com$/ OK", "a backslash in brackets"),
+        (r"/^a[[=e=]]@example\.com$/ OK", "collating elements"),
+    ],
+)
+def test_posix_and_re2_may_not_differ(line: str, said: str) -> None:
+    """What both take in different senses is refused in a regexp table."""
+    with pytest.raises(PatternError, match=said):
+        read(line)

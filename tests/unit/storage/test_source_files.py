@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from peers.processes import find_program
+from peers.postfix_maps import Maps
 from posthouse.domain.recipients import Fold
 from posthouse.domain.source_specs import parse_source
 from posthouse.errors import SourceFailed
@@ -121,9 +120,9 @@ def test_patterns_become_rules(tmp_path: Path) -> None:
 @pytest.mark.peers
 def test_postmap_entries_of_every_form(tmp_path: Path) -> None:
     """Keys of virtual(5) and relay_recipient_maps: addresses, local parts, domains, catch-alls."""
-    (tmp_path / "main.cf").touch()
-    file = put(tmp_path / "virtual", "example.com x\nalice y\nB@Example.com z\n@example.net q\n")
-    subprocess.run([find_program("postmap", "postfix"), "-c", tmp_path, file], check=True)
+    maps = Maps(tmp_path)
+    file = maps.put("virtual", "example.com x\nalice y\nB@Example.com z\n@example.net q\n")
+    maps.index("hash", file)
     written = f"postfix:hash:{file}?config={tmp_path}"
     found, harvest = read(written)
     assert found == {"alice", "b"}
