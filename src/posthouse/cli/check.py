@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -10,9 +11,10 @@ import click
 from posthouse.cli.main import EX_CONFIG, config_option, find_config
 from posthouse.config import load
 from posthouse.config_primary import is_primary_file, load_primary
+from posthouse.config_recipients import RosterOrigin
 from posthouse.config_schema import Config, DomainConfig, format_reference
 from posthouse.domain.source_specs import describe_source
-from posthouse.errors import ConfigError
+from posthouse.errors import ConfigError, RosterRefused, StorageError
 
 
 @click.command()
@@ -61,7 +63,7 @@ def read_all(config_file: Path | None) -> tuple[Config | None, dict[str, str], l
     mistakes: list[str] = []
     for domain in config.domains:
         try:
-            counts[domain.name] = _count_recipients(domain)
+            counts[domain.name] = _count_recipients(config, domain)
         except ConfigError as error:
             mistakes += error.mistakes
     return config, counts, mistakes
@@ -98,9 +100,9 @@ def _check_primary(file: Path, as_json: bool) -> int:
     return EX_CONFIG if mistakes else 0
 
 
-def _count_recipients(domain: DomainConfig) -> str:
+def _count_recipients(config: Config, domain: DomainConfig) -> str:
     if domain.roster is not None:
-        return f"roster from {domain.roster.place}"
+        return _check_roster(config, domain.name, domain.roster)
     if domain.recipients is None:
         return "no list"
     from posthouse.storage.recipient_lists import check_recipients
@@ -112,6 +114,21 @@ def _count_recipients(domain: DomainConfig) -> str:
     if reading.skipped:
         told += f", {reading.skipped:,} lines for other domains"
     return told
+
+
+def _check_roster(config: Config, domain: str, origin: RosterOrigin) -> str:
+    """A file is read to its last octet, as a node would; others are asked when it runs."""
+    if origin.kind != "file":
+        return f"roster from {origin.place}"
+    from posthouse.node_rosters import find_pairings, make_keys
+    from posthouse.storage.roster_intake import check_whole
+
+    keys = make_keys(domain, find_pairings(config)[domain])
+    try:
+        checked = check_whole(Path(origin.place), keys, None, now_s=int(time.time()))
+    except (RosterRefused, StorageError) as error:
+        raise ConfigError([f"{origin.place}: no roster for {domain}: {error.detail}"]) from error
+    return f"{checked.known.count:,} entries, roster {checked.known.serial}"
 
 
 def _summarize(config: Config, counts: dict[str, str]) -> None:

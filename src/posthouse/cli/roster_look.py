@@ -12,10 +12,9 @@ import click
 import msgspec
 
 from posthouse.cli.main import EX_NOTHING, config_option, find_config
+from posthouse.cli.roster_side import NoRoster, RosterSide, open_side
 from posthouse.cli.texts import tell_size
-from posthouse.config import load
 from posthouse.config_pairs import load_primary_pairing
-from posthouse.config_schema import Config
 from posthouse.domain.digests import make_digest
 from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.roster import RosterReader
@@ -25,10 +24,9 @@ from posthouse.mail.address import parse_path
 from posthouse.mail.roster import RosterHeader
 from posthouse.mail.wire_text import parse_time
 from posthouse.node_process import clock_us
-from posthouse.node_rosters import find_pairings, make_keys, make_roster_files
+from posthouse.node_rosters import make_keys
 from posthouse.ports_roster import RosterKeys
 from posthouse.proto import roster_delta
-from posthouse.proto.pairing import PrimaryPairing
 from posthouse.proto.roster_file import MAX_HEAD_BYTES, BodyCheck, Head, parse_head
 from posthouse.storage.roster_body import RosterBody, read_pieces
 from posthouse.storage.roster_intake import check_whole, find_roster_key
@@ -132,13 +130,11 @@ def _find_keys(
     if pairing_file is not None:
         return make_keys(header.domain, load_primary_pairing(pairing_file))
     try:
-        config = load(find_config(config_file), check_files=False)
+        return open_side(find_config(config_file)).find_keys(header.domain)
     except ConfigError:
         if config_file is not None:
             raise
         return None
-    pairing = find_pairings(config).get(header.domain)
-    return None if pairing is None else make_keys(header.domain, pairing)
 
 
 def _tell(document: dict[str, Any]) -> Iterator[str]:
@@ -209,7 +205,8 @@ def try_address(
 ) -> int:
     """Show what the roster in force says of ADDRESS, and the reply it would get.
 
-    Exit code 1 when mail for it would not be accepted.
+    On a backup (posthouse.toml) the roster that was fetched, on a primary (primary.toml)
+    the one that was made. Exit code 1 when mail for it would not be accepted.
     """
     try:
         mailbox = parse_path(os.fsencode(address), utf8=True)
@@ -217,23 +214,21 @@ def try_address(
         raise click.UsageError(f"{address!r}: {error.detail}") from error
     if mailbox is None:
         raise click.UsageError("the null path is no mailbox")
-    config = None
+    side = None
     if file is None or pairing_file is None:
-        config = load(find_config(config_file), check_files=False)
-    body, pairing = _open_roster(mailbox.domain, file, pairing_file, config)
+        side = open_side(find_config(config_file))
+    body, keys = _open_roster(mailbox.domain, file, pairing_file, side)
     try:
         header = body.head.header
         if header.domain != mailbox.domain:
             raise click.UsageError(f"{file} is about {header.domain}")
-        key = find_roster_key(header, make_keys(header.domain, pairing))
-        answer = _ask(body, key, mailbox.local)
+        answer = _ask(body, find_roster_key(header, keys), mailbox.local)
     except RosterRefused as error:
         raise click.ClickException(error.detail) from error
     finally:
         body.close()
-    verdict = decide_recipient(
-        answer, mailbox.spelled, mailbox.domain, _find_when_unknown(config, mailbox.domain)
-    )
+    when_unknown = WhenUnknown.DEFER if side is None else side.find_when_unknown(mailbox.domain)
+    verdict = decide_recipient(answer, mailbox.spelled, mailbox.domain, when_unknown)
     marks = ["held until somebody vouches"] * verdict.hold + ["marked as a trap"] * verdict.trap
     found = "digest" if answer.canonical else answer.finding.value
     if as_json:
@@ -256,35 +251,24 @@ def try_address(
 
 
 def _open_roster(
-    domain: str, file: Path | None, pairing_file: Path | None, config: Config | None
-) -> tuple[RosterBody, PrimaryPairing]:
-    """The roster to ask, and whose keys it is made with."""
+    domain: str, file: Path | None, pairing_file: Path | None, side: RosterSide | None
+) -> tuple[RosterBody, RosterKeys]:
+    """The roster to ask, and what it is read with."""
     if pairing_file is not None:
-        pairing = load_primary_pairing(pairing_file)
+        keys = make_keys(domain, load_primary_pairing(pairing_file))
     else:
-        assert config is not None
-        found = find_pairings(config).get(domain)
+        assert side is not None
+        found = side.find_keys(domain)
         if found is None:
             raise click.ClickException(f"{domain} has no roster configured")
-        pairing = found
+        keys = found
     try:
         if file is not None:
-            return RosterBody(file, None), pairing
-        assert config is not None
-        files = make_roster_files(config.data_dir)
-        facts = files.get_state(domain).in_force
-        if facts is None:
-            raise click.ClickException(f"{domain} has no roster yet: posthouse roster fetch")
-        return files.open_body(domain, facts), pairing
-    except StorageError as error:
+            return RosterBody(file, None), keys
+        assert side is not None
+        return side.open_in_force(domain), keys
+    except (StorageError, NoRoster) as error:
         raise click.ClickException(error.detail) from error
-
-
-def _find_when_unknown(config: Config | None, domain: str) -> WhenUnknown:
-    for one in config.domains if config is not None else ():
-        if one.name == domain:
-            return WhenUnknown(one.when_unknown)
-    return WhenUnknown.DEFER
 
 
 def _ask(body: RosterBody, roster_key: bytes, content: str) -> Answer:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from posthouse import observe
 from posthouse.errors import StorageError
+from posthouse.mail.wire_text import format_time
 from posthouse.ports import Fingerprint, RecipientDirectory
 from posthouse.ports_roster import RosterDirectory, RosterKeys, RosterShelf, SlowLookUps
 
@@ -129,7 +130,7 @@ class RosterWatch:
         facts["domain"], facts["source"] = domain, note.source
         facts["kind"] = "roster"
         facts["problem"] = "; ".join(filter(None, (facts["problem"], note.problem)))
-        facts["asked_us"], facts["next_us"] = note.asked_us, note.next_us
+        facts["asked_at"], facts["next_at"] = _tell(note.asked_us), _tell(note.next_us)
         try:
             aside = self._shelf.get_state(domain).set_aside
         except StorageError as error:
@@ -139,3 +140,8 @@ class RosterWatch:
             facts["set_aside"] = aside.known.serial
             facts["set_aside_why"] = aside.why
         return facts
+
+
+def _tell(instant_us: int) -> str:
+    """An instant as documents have it; "" for never."""
+    return format_time(instant_us // 1_000_000) if instant_us else ""

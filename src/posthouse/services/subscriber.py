@@ -61,6 +61,7 @@ class _Watch:
         self.failures = 0
         self.expires_us = 0
         self.refresh_seconds = DEFAULT_SECONDS
+        self.told_stale: bool | None = None
         self.note = RosterNote(source=subscription.source.name)
         self.busy = asyncio.Lock()
 
@@ -335,7 +336,11 @@ class Subscriber:
         )
 
     def _tell_age(self, watch: _Watch, now_us: int) -> None:
-        if watch.expires_us and now_us >= watch.expires_us:
+        stale = watch.expires_us > 0 and now_us >= watch.expires_us
+        if stale is watch.told_stale:
+            return
+        watch.told_stale = stale
+        if stale:
             self._alerts.raise_(
                 AlertKind.LIST_STALE,
                 watch.domain,
@@ -343,7 +348,7 @@ class Subscriber:
                 "see why no newer one can be had: posthouse status",
                 since_us=watch.expires_us,
             )
-        elif watch.expires_us:
+        else:
             self._alerts.clear(AlertKind.LIST_STALE, watch.domain)
 
     def describe(self) -> Mapping[str, Mapping[str, Any]]:

@@ -199,3 +199,22 @@ def test_root_builds_as_who_owns_the_data() -> None:
         made = [path for path in (root / "data").rglob("*") if path.is_file()]
         assert {path.name for path in made} >= {"signing.key", "roster.key", "state.json"}
         assert {path.stat().st_uid for path in made} == {nobody.pw_uid}
+
+
+def test_the_primary_looks_into_what_it_made(desk: Desk) -> None:
+    """`inspect` and `test` work beside the primary too, with its own keys and rosters."""
+    desk.run("keygen")
+    assert "posthouse roster build" in str(desk.run("test", "alice@example.com").exception)
+    desk.run("build")
+    known = desk.run("test", "Alice+x@example.com", "--json")
+    assert known.return_value == 0, known.exception
+    assert json.loads(known.output)["canonical"] == "alice@example.com"
+    unknown = desk.run("test", "nobody@example.com")
+    assert unknown.return_value == 1
+    assert "550 5.1.1" in unknown.output
+    assert "no roster configured" in str(desk.run("test", "a@example.org").exception)
+    target = desk.root / "copy.roster"
+    desk.run("build", "--domain", "example.com", "-o", str(target))
+    shown = desk.run("inspect", str(target))
+    assert shown.return_value == 0
+    assert "all, with the keys of example.com" in shown.output

@@ -157,3 +157,21 @@ def test_ask_about_what_it_does_not_know(tmp_path: Path, pairing: Path) -> None:
     (tmp_path / "y.roster").write_bytes(ROSTER[:100])
     done = run("test", "alice@example.com", "--file", tmp_path / "y.roster", "--pairing", pairing)
     assert "header line" in str(done.exception)
+
+
+def test_check_reads_a_roster_file(tmp_path: Path, pairing: Path) -> None:
+    """`posthouse check` takes a roster file as a node would, and names what is wrong with it."""
+    file = make(tmp_path / "x.roster", "alice")
+    config = tmp_path / "posthouse.toml"
+    config.write_text(
+        f'hostname = "mx2.example.net"\n[[domain]]\nname = "{DOMAIN}"\n'
+        f'recipients = {{ file = "x.roster", pairing = "{pairing}" }}\n'
+    )
+    check = ["check", "-c", str(config)]
+    done = CliRunner().invoke(posthouse_command, check, standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "2 entries, roster 7" in done.output
+    file.write_bytes(file.read_bytes()[:-1])
+    done = CliRunner().invoke(posthouse_command, check, standalone_mode=False)
+    assert done.return_value == 78
+    assert "octets long instead of" in done.output
