@@ -36,8 +36,9 @@ def primary(tmp_path: Path) -> Iterator[Postfix]:
 
 
 @pytest.fixture
-def postgrey(primary: Postfix) -> Iterator[Postgrey]:
-    with Postgrey(primary.queue_directory / "postgrey" / "socket") as made:
+def postgrey(tmp_path: Path, primary: Postfix) -> Iterator[Postgrey]:
+    socket = primary.queue_directory / "postgrey" / "socket"
+    with Postgrey(tmp_path, delay=300, socket=socket) as made:
         yield made
 
 

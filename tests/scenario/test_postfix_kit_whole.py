@@ -136,7 +136,8 @@ async def test_from_pairing_to_the_mailbox(
             agreement_id=agreement_id, password=password, forwarder_id=FORWARDER
         )
 
-    with Postgrey(postfix.queue_directory / "postgrey" / "socket"), postfix:
+    socket = postfix.queue_directory / "postgrey" / "socket"
+    with Postgrey(tmp_path, delay=300, socket=socket), postfix:
         for password, reply in ((one_time, "550 5.7.23 "), (PASSWORD, "")):
             know(password)
             backup = Backup(postfix.port, secrets)
