@@ -154,8 +154,9 @@ class PrimaryWork:
         self._callbacks.reload(settings)
         await self._set_peers(partners)
         await self._postfix.set_plan(config.postfix)
-        await self._publisher.refresh()
-        if await self._house.set_plan(self._make_plan(config, partners)):
+        opened = await self._house.set_plan(self._make_plan(config, partners))
+        await self._publisher.refresh()  # may take minutes; the door has changed already
+        if opened:
             observe.note("https", f"reloaded; backups: {', '.join(self._peers) or 'none'}")
 
     def _make_plan(self, config: PrimaryConfig, partners: Sequence[Partner]) -> HttpsPlan:

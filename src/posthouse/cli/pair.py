@@ -17,7 +17,7 @@ import click
 
 from posthouse.cli.main import DEFAULT_FILES
 from posthouse.cli.pair_office import Acceptance, Offer, accept_offer, make_offer
-from posthouse.cli.pair_side import Side, find_pin, read_side
+from posthouse.cli.pair_side import Side, read_side
 from posthouse.errors import ConfigError
 
 _PRIMARY_FILES = (Path("primary.toml"), Path("/etc/posthouse/primary.toml"))
@@ -83,7 +83,7 @@ def offer(
         side,
         partner,
         carry=carry,
-        pin=find_pin(side, wanted=pin),
+        pin=pin,
         domains=domains,
         rotate=rotate,
         replace=replace,

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from posthouse.cli.pair_side import Side
+from posthouse.cli.pair_side import Side, find_pin
 from posthouse.config_pairs import USED_TOKENS_FILE, load_own_pairing
 from posthouse.errors import ConfigError, StorageBroken
 from posthouse.mail.wire_text import decode_base64url, encode_base64url
@@ -84,12 +84,15 @@ def make_offer(
     partner: str,
     *,
     carry: Path,
-    pin: bytes | None,
+    pin: bool | None = None,
     domains: tuple[str, ...] = (),
     rotate: bool = False,
     replace: bool = False,
 ) -> Offer:
-    """Make the file for `partner` and keep what we need of it. Raises ConfigError, OSError."""
+    """Make the file for `partner` and keep what we need of it. Raises ConfigError, OSError.
+
+    pin: of our certificate; None: as before, and at first when nobody vouches for it.
+    """
     try:
         check_party(partner)
         check_party(side.party)
@@ -107,6 +110,12 @@ def make_offer(
         )
     if before is None and rotate:
         raise _mistake(f"there is no offer for {partner} to rotate; leave --rotate out")
+    if rotate and before is not None:
+        if not side.url_is_given:
+            side = dataclasses.replace(side, base_url=before.base_url)
+        if pin is None and before.tls_spki_sha256 is not None:
+            pin = True
+    spki = find_pin(side, wanted=pin)
     token = secrets.token_urlsafe(TOKEN_BYTES)
     roster_key = secrets.token_bytes(KEY_BYTES) if side.kind == "primary" else None
     kept = _keep(side, before) if before is not None and rotate else ()
@@ -118,7 +127,7 @@ def make_offer(
         credentials=(*kept, Credential(token_sha256=hash_token(token), roster_key=roster_key)),
         domains=chosen,
         public_key=_get_public_key(side, chosen) if side.kind == "primary" else None,
-        tls_spki_sha256=pin,
+        tls_spki_sha256=spki,
         partner=partner,
     )
     document = _format_offer(own, token, roster_key)
@@ -132,7 +141,7 @@ def make_offer(
     return Offer(
         carry=carry,
         own=target,
-        pinned=pin is not None,
+        pinned=spki is not None,
         rotated=rotate,
         domains=own.domains,
     )

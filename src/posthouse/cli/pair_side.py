@@ -31,7 +31,8 @@ class Side:
     """Us, in this pairing. certificate: what our HTTPS door shows, None without one.
 
     kind: "primary" for who grants: the owner of the domains, or a backup towards one that
-    stands behind it (owned: False). domains: all of ours. account: who runs the node and
+    stands behind it (owned: False). domains: all of ours. url_is_given: base_url was said in
+    so many words, by an option or the file. account: who runs the node and
     must be able to read what is made; None: whoever we are.
     """
 
@@ -45,6 +46,7 @@ class Side:
     signing_key: Path | None
     account: pwd.struct_passwd | None
     owned: bool = True
+    url_is_given: bool = False
 
     @property
     def table(self) -> str:
@@ -97,6 +99,7 @@ def read_side(
         signing_key=key,
         account=find_user(user) if isinstance(user, str) else None,
         owned=owned or not behind,
+        url_is_given=base_url is not None or "base_url" in table,
     )
 
 

@@ -210,6 +210,19 @@ def test_a_rotation_leaves_out_what_is_void(world: World) -> None:
         world.offer(world.primary, "mx2.example.net", "t.json", "--rotate")
 
 
+def test_a_rotation_keeps_the_place(world: World) -> None:
+    """Where we are called stays as it was, unless it is said anew."""
+    first = "https://calls.example.net/posthouse/"
+    carried, _ = world.offer(world.backup, "example.com", "b.json", "--base-url", first)
+    carried, _ = world.offer(world.backup, "example.com", "b2.json", "--rotate")
+    assert read(carried)["base_url"] == first
+    second = "https://calls.example.net:444/"
+    carried, _ = world.offer(
+        world.backup, "example.com", "b3.json", "--rotate", "--base-url", second
+    )
+    assert read(carried)["base_url"] == second
+
+
 def test_the_backup_rotates_its_token(world: World) -> None:
     """A backup's file has no keys but its token."""
     world.pair()
@@ -318,6 +331,10 @@ def test_pins(world: World) -> None:
     carried, _ = world.offer(world.backup, "example.com", "b.json", "--pin")
     assert decode_base64url(read(carried)["tls_spki_sha256"]) == world.pin
     carried, _ = world.offer(world.backup, "example.com", "b2.json", "--rotate")
+    assert "tls_spki_sha256" in read(carried)
+    carried, _ = world.offer(world.backup, "example.com", "b3.json", "--rotate", "--no-pin")
+    assert "tls_spki_sha256" not in read(carried)
+    carried, _ = world.offer(world.backup, "example.com", "b4.json", "--rotate")
     assert "tls_spki_sha256" not in read(carried)
     with pytest.raises(ConfigError, match="no certificate"):
         world.offer(world.primary, "mx2.example.net", "p.json", "--pin")
