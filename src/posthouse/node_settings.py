@@ -21,6 +21,7 @@ from posthouse.domain.standby import Standby
 from posthouse.domain.verdict import WhenUnknown
 from posthouse.interfaces.smtp_door import DoorSettings
 from posthouse.proto.server_events import ServerLimits
+from posthouse.services.quota import Limit
 from posthouse.services.reception import ReceptionSettings
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 from posthouse.services.standby import StandbyRule
@@ -124,6 +125,15 @@ def make_verify_senders(config: Config) -> dict[str, str]:
         domain.name: domain.verify_sender or ""
         for domain in config.domains
         if domain.verify == "auto" and domain.next_hop != PULL  # which we cannot call
+    }
+
+
+def make_quotas(config: Config) -> dict[str, Limit]:
+    """The quota of every domain that has one."""
+    return {
+        domain.name: Limit(size_bytes=domain.quota_size, count=domain.quota_count)
+        for domain in config.domains
+        if domain.quota_size is not None or domain.quota_count is not None
     }
 
 

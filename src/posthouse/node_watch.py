@@ -1,7 +1,7 @@
 """What the control process sees to for people: alerts, the digest, the log of availability.
 
-It asks each worker's control desk every two seconds how it is, looks at the
-disk, the certificates and the lists, and hands all of it to the alert desk and
+It asks each worker's control desk every few seconds how it is, looks at the
+next hops, the disk, the certificates and the lists, and hands all of it to the alert desk and
 the recorder. Counts of the queue cost by rows, so they are asked for at most
 once a minute and never for more than a hundredth of the time. Nothing here is
 needed for mail: whatever fails is logged and tried again.
@@ -42,6 +42,7 @@ from posthouse.storage.availability_store import SqliteAvailability
 from posthouse.transports.certificate import find_end_us
 
 LOOK_SECONDS: Final = 2.0
+STATUS_SECONDS: Final = 5.0
 SLOW_LOOK_SECONDS: Final = 30.0
 TOTALS_SECONDS: Final = 60.0
 TOTALS_SHARE: Final = 100
@@ -49,7 +50,7 @@ TOTALS_SHARE: Final = 100
 AGAIN_SECONDS: Final = 30.0
 
 _HOP_CONDITIONS: Final = frozenset(CONDITIONS.values())
-_OF_THE_NODE: Final = frozenset({"tls", "not-configured"})
+_OF_ONE_WORKER: Final = ("storage", "settle", "shard")
 
 Facts = Callable[[], Mapping[str, Mapping[str, str | int | bool]]]
 
@@ -161,6 +162,7 @@ class _Room:
         self._statuses: dict[int, WorkerStatus] = {}
         self._totals: tuple[DomainTotals, ...] = ()
         self._totals_at = 0.0
+        self._status_at = 0.0
         self._slow_at = 0.0
 
     @classmethod
@@ -208,6 +210,8 @@ class _Room:
             self._look_at_next_hops()
             await self._recorder.tick()
             # A worker that is slow to start must not make an old alert look over.
+            if answered < workers:
+                self._status_at = 0.0
             if not complete and workers and answered == workers and self._totals_at:
                 complete = True
                 self._desk.sources_complete()
@@ -228,6 +232,10 @@ class _Room:
 
     async def _ask_workers(self, workers: int) -> int:
         """How many have answered ever; those that do not now are as they were."""
+        now = time.monotonic()
+        if now < self._status_at:
+            return len(self._statuses)
+        self._status_at = now + STATUS_SECONDS
         answers = await asyncio.gather(
             *(self._desk_of(index).status() for index in range(workers)), return_exceptions=True
         )
@@ -344,7 +352,9 @@ def worker_alerts(index: int, status: WorkerStatus) -> list[Alert]:
     for one in status.alerts:
         if one.kind in _HOP_CONDITIONS:
             continue
-        subject = one.subject or ("" if one.kind in _OF_THE_NODE else f"worker {index}")
+        subject = one.subject or one.text[:100]
+        if one.kind.startswith(_OF_ONE_WORKER):
+            subject = f"worker {index}"
         found.append(
             Alert(
                 kind=one.kind,

@@ -12,7 +12,7 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -36,14 +36,18 @@ from posthouse.node_standby import StandbyDuty
 from posthouse.node_turnaway import TurnAway
 from posthouse.node_watch import availability_file
 from posthouse.ports import Body, RecipientDirectory, Spool
+from posthouse.ports_alerts import AlertKind
 from posthouse.services.nexthop_follow import SharedStates
+from posthouse.services.quota import Quotas
 from posthouse.services.reception import Reception
 from posthouse.services.recipients import Directories
 from posthouse.services.relay import Relay
+from posthouse.services.relay_settings import CONDITIONS
 from posthouse.services.sweeper import Sweeper
 from posthouse.services.tallies import Tallier
 from posthouse.storage.availability_store import SqliteAvailability
 from posthouse.storage.recipient_lists import RecipientIndexes
+from posthouse.storage.usage_files import UsageFiles
 from posthouse.supervisor import Heartbeat
 from posthouse.transports.drain_line import UnixDrainLine
 from posthouse.transports.resolver import DnsResolver
@@ -137,6 +141,12 @@ class Worker:
             domains=lambda: {domain.name for domain in self.process.config.domains},
             clock_us=clock_us,
         )
+        self._quotas = Quotas(
+            {},
+            spools=lambda: self._spools,
+            board=UsageFiles(config.data_dir / "run", index=index, workers=workers),
+            clock_us=clock_us,
+        )
         self._alerts: dict[str, AlertStatus] = {}
         self._serving = False
         self._unopened: list[int] = []
@@ -177,6 +187,7 @@ class Worker:
             directories=self._live.directories,
             clock_us=clock_us,
         )
+        self._set_quotas(config)
         self._keeper = Doorkeeper(
             node_settings.make_door(config, self._workers),
             reception=self._reception,
@@ -198,6 +209,7 @@ class Worker:
             self._spools,
             clock_us=clock_us,
             status=self._describe,
+            brief=self._describe_briefly,
             moved=self._on_moved,
             domains=lambda: [domain.name for domain in self.process.config.domains],
         )
@@ -212,6 +224,7 @@ class Worker:
             homeward.sweeper.start()
         self._serving = True
         self.process.keep(self._tallier.run(), "counting for reports")
+        self.process.keep(self._quotas.run(), "counting for quotas")
         self.process.keep(self._directories.run(), "watching recipient lists")
         self.process.keep(self.rosters.watch.run(), "watching rosters")
         self.process.keep(self._try_again(), "trying again")
@@ -364,6 +377,7 @@ class Worker:
             return  # taken up as soon as our shard can be opened
         self._reload_tls(config)
         self._reception.reload(node_settings.make_reception(config))
+        self._set_quotas(config)
         self._standby.reload(config)
         self._keeper.reload(node_settings.make_door(config, self._workers), resolver=self._resolver)
         self._directories.set_domains(node_settings.find_listed(config))
@@ -395,6 +409,11 @@ class Worker:
         for homeward in self._homeward:
             homeward.relay.retry()
 
+    def _set_quotas(self, config: Config) -> None:
+        limits = node_settings.make_quotas(config)
+        self._quotas.reload(limits)
+        self._reception.quota = self._quotas if limits else None
+
     def _addresses(self) -> list[tuple[str, int]]:
         """Where we listen."""
         return name_sockets(self._listeners)
@@ -411,9 +430,33 @@ class Worker:
             intake_problem="; ".join(alert.text for alert in self._alerts.values()),
         )
 
+    def _describe_briefly(self) -> WorkerStatus:
+        """For the control process, which asks every few seconds and knows the next hops itself."""
+        return WorkerStatus(
+            pid=os.getpid(),
+            shards=tuple(spool.shard for spool in self._spools),
+            counters=msgspec.structs.asdict(observe.counters),
+            alerts=tuple(
+                alert for alert in self._list_alerts() if alert.kind not in CONDITIONS.values()
+            ),
+            intake_problem=self._spools[0].intake_problem(),
+        )
+
+    def _list_alerts(self) -> Iterator[AlertStatus]:
+        yield from self._alerts.values()
+        found = [one for homeward in self._homeward for one in homeward.relay.alerts()]
+        for one in (*found, *self._live.checks.conditions()):
+            yield AlertStatus(kind=one.kind, text=one.text, since_us=one.since_us)
+        for domain, since_us in self._quotas.full.items():
+            yield AlertStatus(
+                kind=AlertKind.QUOTA_FULL,
+                subject=domain,
+                text=f"{domain} is over its quota here: its mail gets 452",
+                what_to_do="Bring its primary back, release or delete mail, or raise the quota",
+                since_us=since_us,
+            )
+
     def _describe(self) -> WorkerStatus:
-        alerts = [alert for homeward in self._homeward for alert in homeward.relay.alerts()]
-        alerts += self._live.checks.conditions()
         return WorkerStatus(
             pid=os.getpid(),
             shards=tuple(spool.shard for spool in self._spools),
@@ -434,13 +477,7 @@ class Worker:
                 for homeward in self._homeward
                 for hop in homeward.relay.status()
             ),
-            alerts=(
-                *self._alerts.values(),
-                *(
-                    AlertStatus(kind=alert.kind, text=alert.text, since_us=alert.since_us)
-                    for alert in alerts
-                ),
-            ),
+            alerts=tuple(self._list_alerts()),
             intake_problem=self._spools[0].intake_problem(),
             recipients={
                 domain: dict(facts)

@@ -77,6 +77,13 @@ def user_unknown(spelled: str) -> Reply:
     )
 
 
+def over_quota(spelled: str) -> Reply:
+    """The domain has all that it may have here (RFC 3463 X.3.1; RFC 5321 §4.2.2: 452)."""
+    return Reply(
+        452, "4.3.1", f"<{spelled}>: Recipient address rejected: domain is over its quota here"
+    )
+
+
 def not_verified(spelled: str) -> Reply:
     """Nothing is known now; the client is to come back (RFC 3463: X.4.3)."""
     return Reply(

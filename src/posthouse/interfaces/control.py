@@ -84,6 +84,7 @@ class ControlDesk:
         status: Callable[[], WorkerStatus],
         moved: Callable[[], None] = lambda: None,
         domains: Callable[[], Collection[str]] = tuple,
+        brief: Callable[[], WorkerStatus] | None = None,
     ) -> None:
         """`moved` is called after every change: what rests in memory elsewhere may be stale.
 
@@ -92,6 +93,7 @@ class ControlDesk:
         self._spools = {spool.shard: spool for spool in spools}
         self._clock_us = clock_us
         self._status = status
+        self._brief = brief or status
         self._moved = moved
         self._domains = domains
 
@@ -115,8 +117,8 @@ class ControlDesk:
                     yield await self._redirect(selection, address)
                 case TotalsRequest():
                     yield await self._count()
-                case StatusRequest():
-                    yield self._status()
+                case StatusRequest(brief):
+                    yield self._brief() if brief else self._status()
         except KeyError:
             yield Failure("gone", "no such message here")
         except BodyDamaged as error:

@@ -51,8 +51,8 @@ class WorkerDesk:
         self._path = path
 
     async def status(self) -> WorkerStatus:
-        """How the worker is. Raises DeskSilent."""
-        return await self._ask(StatusRequest(), WorkerStatus, PATIENCE_SECONDS)
+        """How the worker is, briefly. Raises DeskSilent."""
+        return await self._ask(StatusRequest(brief=True), WorkerStatus, PATIENCE_SECONDS)
 
     async def totals(self) -> tuple[DomainTotals, ...]:
         """Counts by domain and shard. Raises DeskSilent."""

@@ -54,7 +54,9 @@ class TotalsRequest(msgspec.Struct, frozen=True, tag="totals", forbid_unknown_fi
 
 
 class StatusRequest(msgspec.Struct, frozen=True, tag="status", forbid_unknown_fields=True):
-    """How the worker is."""
+    """How the worker is. brief: without next hops and recipient lists, which cost by domains."""
+
+    brief: bool = False
 
 
 Request = ListRequest | BodyRequest | ActRequest | RedirectRequest | TotalsRequest | StatusRequest

@@ -15,6 +15,7 @@ fails or hangs holds up no other. The store is asked in a thread.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -88,6 +89,7 @@ class AlertDesk:
         self._telling: dict[str, asyncio.Task[None]] = {}
         self._store_lock = asyncio.Lock()
         self._trouble = ""
+        self._greeted: set[str] = set()
         self._pruned_us = 0
 
     # ------------------------------------------------------------------ what others say
@@ -142,6 +144,7 @@ class AlertDesk:
     async def tick(self) -> None:
         """Bring the store up to date, and start what is to be told now."""
         try:
+            await self._greet_channels()
             await self._reconcile(self._clock_us())
             for name in self._channels:
                 if name not in self._telling:
@@ -161,6 +164,12 @@ class AlertDesk:
     async def _ask(self, question: Callable[[], T]) -> T:
         async with self._store_lock:
             return await asyncio.to_thread(question)
+
+    async def _greet_channels(self) -> None:
+        """A new channel does not tell the past, but all that is announced from now on."""
+        for name in self._channels.keys() - self._greeted:
+            await self._ask(functools.partial(self._store.get_channel, name))
+            self._greeted.add(name)
 
     def _wanted(self) -> dict[Key, Alert]:
         wanted: dict[Key, Alert] = {}

@@ -9,6 +9,7 @@ may sit elsewhere than the node.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -26,6 +27,7 @@ from posthouse.ports_alerts import Notice, StoredAlert
 MAX_TEXT: Final = 300
 """Characters of a line that come from elsewhere; a mail line has room for 998 octets."""
 MOST_GROUPS: Final = 40
+_ADDRESS: Final = re.compile(r"<[^<>]*>")
 HELD_BY_OPERATOR: Final = "held by operator"
 """The reason of a move h that a person made: nobody needs to be told."""
 MOST_ROWS: Final = 50
@@ -173,7 +175,8 @@ def format_digest(*, node: str, rows: Sequence[HeldRow], new: int, held: int) ->
     """Subject and text. rows: the first of the `new` ones; held: on hold in all."""
     groups: dict[tuple[str, str], int] = {}
     for row in rows:
-        key = (row.domain, shorten(row.why, 120))
+        # The reply names its recipient as a rule; the group is about what it says of it.
+        key = (row.domain, shorten(_ADDRESS.sub("<…>", row.why), 120))
         groups[key] = groups.get(key, 0) + 1
     most = sorted(groups.items(), key=lambda item: -item[1])
     lines = [

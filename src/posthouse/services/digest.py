@@ -63,6 +63,8 @@ class Digest:
         Raises nothing but what `list_held` does.
         """
         now_us = self._clock_us()
+        if not held:
+            self._seen = self._first_new_us = None
         if not held or hint == self._seen or now_us < self._not_before_us <= now_us + AGAIN_US:
             return
         try:

@@ -21,6 +21,7 @@ from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id
 from posthouse.mail.reply import Reply
 from posthouse.ports import Answer, Finding, Incoming, Spool
+from posthouse.ports_quota import QuotaGate
 from posthouse.ports_session import (
     Accepted,
     AfterCommit,
@@ -49,6 +50,7 @@ class ReceptionSettings:
 
 
 NO_STORAGE = Reply(452, "4.3.1", "Insufficient system storage")
+DOMAIN_FULL = Reply(452, "4.3.1", "The domain is over its quota here, try again later")
 NO_STORAGE_AFTER = Reply(451, "4.3.0", "Message could not be stored, try again later")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is looping")
 
@@ -61,8 +63,8 @@ class Letter:
     """One message on its way from the door to the spool."""
 
     __slots__ = (
-        "_client", "_envelope", "_hooks", "_incoming", "_scan", "_spool", "_verdicts", "queue_id",
-        "trace",
+        "_client", "_envelope", "_hooks", "_incoming", "_quota", "_scan", "_spool", "_verdicts",
+        "queue_id", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -75,8 +77,10 @@ class Letter:
         trace_field: bytes,
         hooks: Sequence[AfterCommit] = (),
         verdicts: Sequence[verdict.Verdict] = (),
+        quota: QuotaGate | None = None,
     ) -> None:
         self._hooks = hooks
+        self._quota = quota
         self._verdicts = verdicts
         self._spool = spool
         self._incoming = incoming
@@ -106,6 +110,10 @@ class Letter:
         self._scan.finish()
         if self._scan.received >= trace.MAX_RECEIVED:
             return TOO_MANY_HOPS
+        if self._quota is not None and self._quota.refuses_all(
+            self._verdicts, self._incoming.size_bytes
+        ):
+            return DOMAIN_FULL
         size = self._incoming.size_bytes - len(self.trace)
         for judged in self._verdicts:
             if not judged.max_bytes or size <= judged.max_bytes:
@@ -130,6 +138,8 @@ class Letter:
         for address, judged in zip(self._envelope.recipients, self._verdicts, strict=False):
             if judged.trap:
                 observe.trap_hit(self.queue_id, self._client.address, address.address)
+        if self._quota is not None:
+            self._quota.accepted(self._verdicts, self._incoming.size_bytes)
         if self._hooks:
             self._tell()
         return Reply(250, "2.0.0", f"Ok: queued as {self.queue_id}")
@@ -156,6 +166,7 @@ class Reception:
     wrap_letter: who stands between the door and every new letter, or None.
     gatekeeper: who is asked before our own verdicts, or None.
     agreements: who is asked before the lists, or None.
+    quota: how much domains may have, None when they may have what there is.
     """
 
     def __init__(
@@ -176,6 +187,7 @@ class Reception:
         self.wrap_letter: WrapLetter | None = None
         self.gatekeeper: Gatekeeper | None = None
         self.agreements: Agreements | None = None
+        self.quota: QuotaGate | None = None
 
     def reload(self, settings: ReceptionSettings) -> None:
         """Put new settings in force; sessions under way see them at their next command."""
@@ -219,6 +231,8 @@ class Reception:
             domain = next(iter(domains), "")
         if domain not in domains or verdict.carries_route(mailbox):
             return verdict.Verdict(verdict.relay_denied(mailbox.spelled))
+        if self.quota is not None and self.quota.refuses(domain, session.mail.size_bytes):
+            return verdict.Verdict(verdict.over_quota(mailbox.spelled))
         if postmaster:
             return verdict.Verdict(verdict.RECIPIENT_OK, domain)
         agreements = self.agreements
@@ -296,6 +310,7 @@ class Reception:
             ),
             hooks=self.after_commit,
             verdicts=verdicts,
+            quota=self.quota,
         )
         wrap = self.wrap_letter
         return letter if wrap is None else wrap(letter, envelope, session)

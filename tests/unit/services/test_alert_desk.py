@@ -116,6 +116,17 @@ async def test_what_stands_is_told_once_and_once_when_over(room: Room) -> None:
     assert room.store.list_alerts(everything=False, limit=9) == []
 
 
+async def test_what_is_wrong_from_the_start_is_told(tmp_path: Path) -> None:
+    """A channel that is new tells what is announced with the very first look."""
+    room = Room(tmp_path)
+    room.desk.reload(room.channels, DeskSettings(node="n", delay_us=0))
+    room.raise_("a")
+    await room.after()
+    assert room.webhook.words() == room.mail.words() == [[("a", False)]]
+    await room.desk.stop()
+    room.store.close()
+
+
 async def test_a_blip_is_stored_and_told_to_nobody(room: Room) -> None:
     """What is gone before the delay wakes nobody; `posthouse alerts --all` shows it."""
     room.raise_("a")
