@@ -28,6 +28,7 @@ from posthouse.node_agreements import WorkerAgreements
 from posthouse.node_control import lists_directory
 from posthouse.node_drain import drain_socket
 from posthouse.node_live import LiveVerification
+from posthouse.node_memory import keep_freed_memory
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.node_rosters import RosterView, make_roster_files
 from posthouse.node_sockets import BACKLOG, name_sockets
@@ -84,6 +85,7 @@ def run_worker(
             await worker.close()
         return 70 if worker.process.failed else 0
 
+    keep_freed_memory()
     return run_in_loop(work())
 
 
