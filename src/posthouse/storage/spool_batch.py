@@ -5,7 +5,7 @@ Rows travel many to a statement (see `schema`); nothing in here flushes or answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, Protocol
 
 import apsw
@@ -69,8 +69,18 @@ class Batch:
             number = self._domains[name] = self._connection.last_insert_rowid()
         return number
 
-    def insert(self, placed: Sequence[Placed], *, segment: int, end: int) -> None:
-        """Move a: messages and their recipients; and say that `segment` is as long as `end`."""
+    def insert(
+        self,
+        placed: Sequence[Placed],
+        *,
+        segment: int,
+        end: int,
+        without: Set[int] = frozenset(),
+    ) -> None:
+        """Move a: messages and their recipients; and say that `segment` is as long as `end`.
+
+        without: queue ids of messages that get no rows, as they are gone already.
+        """
         messages: list[Any] = []
         recipients: list[Any] = []
         held: list[Any] = []
@@ -78,6 +88,9 @@ class Batch:
         first = last = placed[0].queue_id
         for message in placed:
             queue_id = message.queue_id
+            first, last = min(first, queue_id), max(last, queue_id)
+            if queue_id in without:
+                continue
             messages += (
                 queue_id,
                 message.segment,
@@ -96,9 +109,9 @@ class Batch:
             if message.segment:
                 live += 1
                 live_bytes += HEADER_BYTES + message.size + message.tail_size
-            first, last = min(first, queue_id), max(last, queue_id)
-        self._wide(schema.insert_messages, 6, messages, len(placed))
-        self._wide(schema.insert_recipients, 5, recipients, rows)
+        if rows:
+            self._wide(schema.insert_messages, 6, messages, len(messages) // 6)
+            self._wide(schema.insert_recipients, 5, recipients, rows)
         if held:
             self._wide(schema.update_recipients, 6, held, len(held) // 6)
         self.stamp_us = max(self.stamp_us, time_us_of(last))

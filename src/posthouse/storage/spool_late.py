@@ -4,13 +4,16 @@ The record in its segment is what makes a message durable, and a start takes in 
 record behind the mark (`spool_recovery`). So the rows may follow a little later, those
 of many batches in one transaction: a transaction costs more than the rows in it.
 Whoever reads rows has them written first (`Writer.put_rows`), and what the relay
-settles goes into the transaction that writes them.
+settles goes into the transaction that writes them. A message that is delivered to all
+its recipients by then gets no row at all: only the mark moves past its record.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from posthouse.errors import StorageError
-from posthouse.ports import Settlement
+from posthouse.ports import Outcome, Settlement
 from posthouse.storage.spool_accept import Accept
 from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
@@ -56,12 +59,29 @@ class LateRows:
             accept.due_us = due_us
             due_us += 1
 
-    def insert(self, batch: Batch) -> None:
-        """Write the rows inside a transaction, and with each run its segment's mark."""
+    def insert(self, batch: Batch, settlements: list[Settlement]) -> list[Settlement]:
+        """Write the rows inside a transaction, and with each run its segment's mark.
+
+        Returns the settlements that are left to do: not those of messages that need no row.
+        """
+        through = self._find_delivered(settlements) if settlements else frozenset()
         for run in self._runs:
             if self.failure is not None:  # readers may have come past the times of before
                 self._stamp(run.accepts)
-            batch.insert(run.accepts, segment=run.segment, end=run.end)
+            batch.insert(run.accepts, segment=run.segment, end=run.end, without=through)
+        return [s for s in settlements if s.queue_id not in through] if through else settlements
+
+    def _find_delivered(self, settlements: list[Settlement]) -> Set[int]:
+        delivered = {(s.queue_id, s.seq) for s in settlements if s.outcome is Outcome.DELIVERED}
+        through: set[int] = set()
+        for run in self._runs:
+            for accept in run.accepts:
+                queue_id = accept.queue_id
+                if accept.segment and all(  # a private file is removed by way of its row
+                    (queue_id, seq) in delivered for seq in range(len(accept.envelope.recipients))
+                ):
+                    through.add(queue_id)
+        return through
 
     def written(self) -> None:
         """The transaction stands."""

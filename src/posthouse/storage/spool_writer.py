@@ -59,6 +59,8 @@ _LATE_SECONDS = 0.05
 # While the content of other messages is coming in, a flush waits for them so long.
 _GATHER_SECONDS = 0.001
 _ENOUGH_MESSAGES = 32
+# Outcomes wait for more of them: each batch is a transaction and a flush of the WAL.
+_SETTLE_SECONDS = 0.002
 
 
 Settle = tuple[Sequence[Settlement], "asyncio.Future[None]"]
@@ -131,15 +133,20 @@ class Writer:
         self._accepts.append(accept)
         if not self._incoming.open or len(self._accepts) >= _ENOUGH_MESSAGES:
             self._hurry()
-        elif not self._woken and self._gathering is None:
-            self._gathering = self._loop.call_later(_GATHER_SECONDS, self._hurry)
+        else:
+            self._gather(_GATHER_SECONDS)
 
     def put_settle(self, settlements: Sequence[Settlement]) -> asyncio.Future[None]:
         """Apply what became of recipients."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._settles.append((settlements, future))
-        self._hurry()
+        self._gather(_SETTLE_SECONDS)
         return future
+
+    def _gather(self, seconds: float) -> None:
+        """Wake the thread so much later, unless something brings that forward."""
+        if not self._woken and self._gathering is None:
+            self._gathering = self._loop.call_later(seconds, self._hurry)
 
     def _hurry(self) -> None:
         """Wake the thread at the end of this turn of the loop: what else comes in it goes along."""
@@ -404,12 +411,13 @@ class Writer:
         if not rows and not settles:
             return None
         execute = self._connection.execute
+        settlements = [s for settle in settles for s in settle[0]]
         try:
             execute("BEGIN IMMEDIATE")
             if rows:
-                late.insert(self._batch)
-            if settles:
-                self._batch.settle([s for settle in settles for s in settle[0]])
+                settlements = late.insert(self._batch, settlements)
+            if settlements:
+                self._batch.settle(settlements)
             execute("COMMIT")
         except (apsw.Error, OSError, UnicodeError, TypeError, ValueError) as error:
             self._roll_back()

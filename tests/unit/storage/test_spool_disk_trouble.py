@@ -220,7 +220,7 @@ async def test_what_has_no_row_yet_is_not_taken_as_settled(tmp_path: Path) -> No
     second = await accept(spool, b"second", *MANY)
     await until(lambda: spool.intake_problem() is not None)
     both = [Settlement(first, 0, Outcome.DELIVERED)]
-    both += [Settlement(second, seq, Outcome.DELIVERED) for seq in range(len(MANY))]
+    both += [Settlement(second, seq, Outcome.DELIVERED) for seq in range(1, len(MANY))]
     with pytest.raises(StorageFull):
         await spool.settle(both)
     assert await everything(spool) == {}
@@ -228,7 +228,8 @@ async def test_what_has_no_row_yet_is_not_taken_as_settled(tmp_path: Path) -> No
     await comes_back(spool)
     assert sorted(await everything(spool)) == [second]
     await spool.settle(both)
-    assert await everything(spool) == {}
+    assert len((await everything(spool))[second].recipients) == 1
+    await spool.settle([Settlement(second, 0, Outcome.DELIVERED)])
     await spool.close()
     again = await open_spool(tmp_path / "shard")
     assert await everything(again) == {}

@@ -419,3 +419,38 @@ async def test_a_large_commit_that_is_cancelled_leaves_no_file(tmp_path: Path) -
     await spool.close()
     left = list(Layout(tmp_path / "not" / "there" / "yet").private.iterdir())
     assert len(left) == len(found) == 0
+
+
+async def test_mail_that_passes_through_leaves_no_row(tmp_path: Path) -> None:
+    """What is delivered to all before its rows were written never gets any, and does not come back."""
+    spool = await open_spool(tmp_path)
+    rows: list[int] = []
+    spool._opened.connection.set_update_hook(
+        lambda kind, database, table, row: rows.append(row) if table == "message" else None
+    )
+    first, second, third = await asyncio.gather(
+        accept(spool, b"1"),
+        accept(spool, b"2", "a@example.com", "b@example.com"),
+        accept(spool, b"3"),
+    )
+    await spool.settle(
+        [
+            Settlement(first, 0, Outcome.DELIVERED),
+            Settlement(second, 1, Outcome.DELIVERED),
+            Settlement(third, 0, Outcome.DEFERRED, due_us=T0),
+        ]
+    )
+    found = await everything(spool)
+    assert sorted(found) == [second, third]
+    assert [row.address for row in found[second].recipients] == ["a@example.com"]
+    assert first not in rows
+    await spool.settle([Settlement(second, 0, Outcome.DELIVERED)])
+    await spool.settle([Settlement(third, 0, Outcome.DELIVERED)])
+    last = await accept(spool, b"4")
+    await spool.settle([Settlement(last, 0, Outcome.DELIVERED)])
+    await spool.close()
+    again = await open_spool(tmp_path)
+    assert await everything(again) == {}
+    assert await accept(again, b"5") > last
+    assert not [name for name in (tmp_path / "segments").iterdir() if name.stat().st_size > 1000]
+    await again.close()
