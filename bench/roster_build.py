@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.stage import Row, Side, Stage
 from posthouse.domain.digests import make_digest, roster_key_id
 from posthouse.domain.recipients import Fold
-from posthouse.domain.source_specs import TextSpec
+from posthouse.domain.source_kinds import TextSpec
 from posthouse.mail.roster import HmacDigest, RosterLimits, RosterPolicy
 from posthouse.node_sources import open_source
 from posthouse.ports_publish import RosterOrder

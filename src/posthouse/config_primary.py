@@ -28,7 +28,7 @@ from posthouse.config_primary_values import make_trap_rules
 from posthouse.config_reading import parse_toml, read_text_file
 from posthouse.config_schema import LogConfig
 from posthouse.config_values import Endpoint
-from posthouse.domain.source_specs import (
+from posthouse.domain.source_kinds import (
     CsvSpec,
     PasswdSpec,
     PatternsSpec,

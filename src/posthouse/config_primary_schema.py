@@ -46,7 +46,7 @@ from posthouse.config_values import (
     read_text,
 )
 from posthouse.domain.recipients import Fold
-from posthouse.domain.source_specs import SourceSpec
+from posthouse.domain.source_kinds import SourceSpec
 from posthouse.mail.roster import RosterLimits, RosterPolicy, RosterRule
 from posthouse.proto.base_url import parse_base_url
 

@@ -29,7 +29,8 @@ from posthouse.config_values import (
 )
 from posthouse.domain.recipients import Fold
 from posthouse.domain.roster_rules import MAX_PATTERN_OCTETS, compile_rules
-from posthouse.domain.source_specs import SourceSpec, SpecError, parse_source
+from posthouse.domain.source_kinds import SourceSpec
+from posthouse.domain.source_specs import SpecError, parse_source
 from posthouse.errors import AddressError, RosterRefused
 from posthouse.mail.address import MAX_LOCAL_OCTETS, unquote_local_part
 from posthouse.mail.roster import MAX_RULES, RosterLimits, RosterPolicy, RosterRule

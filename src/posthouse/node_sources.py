@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from posthouse.domain.recipients import Fold
-from posthouse.domain.source_specs import (
+from posthouse.domain.source_kinds import (
     CsvSpec,
     DovecotSpec,
     LdapSpec,

@@ -13,7 +13,7 @@ from posthouse.config import load
 from posthouse.config_primary import is_primary_file, load_primary
 from posthouse.config_recipients import RosterOrigin
 from posthouse.config_schema import Config, DomainConfig, format_reference
-from posthouse.domain.source_specs import describe_source
+from posthouse.domain.source_kinds import describe_source
 from posthouse.errors import ConfigError, RosterRefused, StorageError
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from posthouse.domain.source_entries import EntryReader
-from posthouse.domain.source_specs import DovecotSpec, describe_source
+from posthouse.domain.source_kinds import DovecotSpec, describe_source
 from posthouse.ports_sources import Harvest
 from posthouse.storage.program_lines import read_program_lines
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from posthouse.domain.recipients import MAX_LINE_LENGTH, Fold, RecipientFile
 from posthouse.domain.source_entries import EntryReader
-from posthouse.domain.source_specs import CsvSpec, PasswdSpec, TextSpec, describe_source
+from posthouse.domain.source_kinds import CsvSpec, PasswdSpec, TextSpec, describe_source
 from posthouse.errors import SourceFailed
 from posthouse.ports_sources import Harvest
 from posthouse.storage.recipient_lists import split_lines

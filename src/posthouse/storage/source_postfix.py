@@ -15,7 +15,7 @@ import msgspec
 from posthouse.domain.postfix_patterns import PatternError, read_patterns
 from posthouse.domain.roster_rules import compile_rules
 from posthouse.domain.source_entries import EntryReader
-from posthouse.domain.source_specs import PatternsSpec, PostmapSpec, describe_source
+from posthouse.domain.source_kinds import PatternsSpec, PostmapSpec, describe_source
 from posthouse.errors import RosterRefused, SourceFailed
 from posthouse.mail.roster import RosterRule
 from posthouse.ports_sources import Harvest

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import apsw
 
 from posthouse.domain.source_entries import EntryReader
+from posthouse.domain.source_kinds import SqlSpec, describe_source, sqlite_path
 from posthouse.domain.source_rows import bind_domain, read_row
-from posthouse.domain.source_specs import SqlSpec, describe_source, sqlite_path
 from posthouse.errors import SourceFailed
 from posthouse.ports_sources import Harvest
 from posthouse.storage.source_files import look_at_files

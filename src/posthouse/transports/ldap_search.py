@@ -16,7 +16,7 @@ import ldap3
 from ldap3.core.exceptions import LDAPException
 from ldap3.core.results import RESULT_SUCCESS
 
-from posthouse.domain.source_specs import LdapSpec
+from posthouse.domain.source_kinds import LdapSpec
 from posthouse.errors import SourceFailed
 
 CONNECT_SECONDS: Final = 10

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from posthouse.domain.source_entries import EntryReader
-from posthouse.domain.source_specs import LdapSpec, describe_source
+from posthouse.domain.source_kinds import LdapSpec, describe_source
 from posthouse.errors import SourceFailed
 from posthouse.ports_sources import Harvest
 from posthouse.transports.source_secrets import read_password

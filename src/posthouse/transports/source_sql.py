@@ -12,8 +12,8 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from posthouse.domain.source_entries import EntryReader
+from posthouse.domain.source_kinds import SqlSpec, describe_source
 from posthouse.domain.source_rows import bind_domain, read_row
-from posthouse.domain.source_specs import SqlSpec, describe_source
 from posthouse.errors import SourceFailed
 from posthouse.ports_sources import Harvest
 from posthouse.transports.source_secrets import read_password

@@ -14,7 +14,7 @@ from posthouse.config_primary_schema import SECTIONS, format_reference
 from posthouse.config_primary_values import SHIPPED_RULES, make_trap_rules
 from posthouse.domain.recipients import Fold
 from posthouse.domain.roster_rules import compile_rules
-from posthouse.domain.source_specs import PostmapSpec, TextSpec
+from posthouse.domain.source_kinds import PostmapSpec, TextSpec
 from posthouse.errors import ConfigError
 from posthouse.mail.roster import RosterRule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posthouse.domain.source_specs import (
+from posthouse.domain.source_kinds import (
     CsvSpec,
     DovecotSpec,
     LdapSpec,
@@ -12,13 +12,12 @@ from posthouse.domain.source_specs import (
     PatternsSpec,
     PostmapSpec,
     SourceSpec,
-    SpecError,
     SqlSpec,
     TextSpec,
     describe_source,
-    parse_source,
     resolve_paths,
 )
+from posthouse.domain.source_specs import SpecError, parse_source
 
 WRITTEN: list[tuple[object, SourceSpec]] = [
     ("file:users.txt", TextSpec(path="users.txt")),
