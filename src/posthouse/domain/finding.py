@@ -22,7 +22,7 @@ class Finding(enum.Enum):
     UNKNOWN = "unknown"  # no list, none loaded yet, or no answer to be had now
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """The answer to one look-up.
 
     stale: the list has expired: it vouches, but proves no absence. canonical: the
