@@ -139,6 +139,15 @@ ROWS: Final = (
         "and Rspamd: 451 4.7.1, greylistd for Exim: 451 without a code; all say so in words",
     ),
     Row(
+        stages=_BODY,
+        codes=(500, 502, 504),
+        fate=Fate.DEFERRED,
+        reason="not-understood",
+        effect=Effect.SLOWER,
+        source="RFC 5321 §4.2.4: the server does not know the command, whatever it offered (BDAT "
+        "of RFC 3030); it says nothing of the mail, which goes again by DATA",
+    ),
+    Row(
         stages=("mail", *_LATE),
         codes=(421,),
         fate=Fate.DEFERRED,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +33,7 @@ _KEEPALIVE: Final = (
     (socket.TCP_KEEPCNT, 3),
     (socket.TCP_USER_TIMEOUT, 60_000),  # milliseconds: octets nobody acknowledges
 )
+_MAX_WITHOUT_BDAT: Final = 1000
 _MIN_TICK_SECONDS: Final = 0.01
 _MAX_TICK_SECONDS: Final = 1.0
 _WISHES: Final[dict[TlsMode, TlsWish]] = {
@@ -74,6 +76,7 @@ class SmtpConnector:
         self._open_body = open_body
         self._tls = ClientTls(settings.tls, ca_file=settings.ca_file)
         self._sessions: set[SmtpSession] = set()
+        self._without_bdat: set[Target] = set()  # they offered it and did not know it
         self._timer: asyncio.TimerHandle | None = None
         shortest = min(
             settings.greeting_timeout,
@@ -145,7 +148,11 @@ class SmtpConnector:
 
     async def _try(self, target: Target, wish: TlsWish) -> SmtpSession:
         settings = self._settings
+        if target in self._without_bdat:
+            settings = dataclasses.replace(settings, chunking=False)
         session = SmtpSession(target, settings, wish, self._tls, self._open_body)
+        if settings.chunking:
+            session.on_bdat_refused = self._note_bdat_refused
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 transport = await connect(lambda: session, target)
@@ -171,6 +178,11 @@ class SmtpConnector:
                 address=target.address,
             )
         return session
+
+    def _note_bdat_refused(self, target: Target) -> None:
+        if len(self._without_bdat) >= _MAX_WITHOUT_BDAT:
+            self._without_bdat.pop()
+        self._without_bdat.add(target)
 
     # ------------------------------------------------------------------ time-outs
 

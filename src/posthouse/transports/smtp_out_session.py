@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 256 * 1024
 _CLOSING_SECONDS: Final = 5.0  # for a peer to answer QUIT or to take our last octets
+_NOT_KNOWN: Final = frozenset({500, 502, 504})  # RFC 5321 §4.2.4, from one who offered CHUNKING
 _REFUSED_AT_ONCE: Final = 64  # local refusals in a row before the loop gets its turn
 
 
@@ -90,6 +91,7 @@ class SmtpSession(asyncio.Protocol):
         self._tls_maker = tls
         self._open_body = open_body
         self._loop = asyncio.get_running_loop()
+        self.on_bdat_refused: Callable[[Target], None] | None = None
         self._transport: asyncio.Transport | None = None
         self._tls: MemoryTls | None = None
         self._source: WorkSource | None = None
@@ -274,6 +276,12 @@ class SmtpSession(asyncio.Protocol):
             RecipientResult(recipient.seq, code, text, stage)
             for recipient, (code, text, stage) in zip(recipients, event.answers, strict=True)
         ]
+        if (
+            results[0].code >= 500
+            and self.on_bdat_refused is not None
+            and any(r.code in _NOT_KNOWN and r.stage == "dot" for r in results)
+        ):
+            self.on_bdat_refused(self.target)
         if self._contents:
             self._forget(transaction)
         assert self._source is not None

@@ -48,6 +48,8 @@ CASES = [
     ),
     ("mail", "450 4.7.1 Error: too much mail from 192.0.2.1", F, "rate-limited", SLOWER),
     ("rcpt", "450 4.7.1 Error: too many recipients from 192.0.2.1", F, "rate-limited", SLOWER),
+    ("dot", "502 5.5.1 Error: command not implemented", F, "not-understood", SLOWER),
+    ("data", "500 5.5.2 unrecognized command", F, "not-understood", SLOWER),
     (
         "mail",
         "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to user complaints",
