@@ -8,12 +8,15 @@ from typing import Final
 
 from posthouse import observe
 from posthouse.config_schema import Config
+from posthouse.interfaces.https_app import PeerRoute
+from posthouse.interfaces.https_rosters import ROSTER_PATH, RosterDesk
 from posthouse.node_forwarder import ForwarderDuty
 from posthouse.node_https import HttpsHouse, HttpsPlan
 from posthouse.node_process import Process
-from posthouse.node_rosters import RosterView
+from posthouse.node_rosters import RosterView, make_roster_files
 from posthouse.ports_alerts import AlertSink
 from posthouse.ports_drain import NextHopStates
+from posthouse.storage.owner_rosters import OwnerRosters
 
 HTTPS_SHUT: Final = "https"
 
@@ -37,6 +40,9 @@ class AgreementsDuty:
         )
         self._house = HttpsHouse(https, config.data_dir, tell=self._tell) if https else None
         self._config = config
+        # Backups behind us get the owner's file; a primary has no roster key with us: 404.
+        desk = RosterDesk(OwnerRosters(make_roster_files(config.data_dir)))
+        self._roster_route = PeerRoute(method="GET", path=ROSTER_PATH, handler=desk.answer)
         states.watch(self._forwarder.hear)
 
     async def open(self, process: Process[Config]) -> None:
@@ -67,7 +73,7 @@ class AgreementsDuty:
             certificate=config.https.certificate,
             private_key=config.https.private_key,
             accounts=pairs.accounts(),
-            routes=self._forwarder.routes(),
+            routes=(*self._forwarder.routes(), self._roster_route),
             base_urls=pairs.base_urls(),
         )
 

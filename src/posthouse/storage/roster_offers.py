@@ -35,7 +35,7 @@ class RosterOffers:
         serial = shelf.find_serial()
         if not serial:
             return None
-        if _matches(if_none_match, serial):
+        if matches_serial(if_none_match, serial):
             return RosterReply(kind=RosterReplyKind.NOT_MODIFIED, serial=serial)
         try:
             size = shelf.path_of(serial).stat().st_size
@@ -80,7 +80,7 @@ class RosterOffers:
         return open_shelf(self._directory, domain, key_id).find_serial()
 
 
-def _matches(if_none_match: str, serial: int) -> bool:
+def matches_serial(if_none_match: str, serial: int) -> bool:
     """Whether the header names the serial (RFC 9110 §13.1.2); what it cannot read is no match."""
     if if_none_match.strip() == "*":
         return True
