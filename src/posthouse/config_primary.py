@@ -15,7 +15,7 @@ from typing import Any
 from posthouse.config_checks import Findings, check_certificate, check_user
 from posthouse.config_locator import locate_keys
 from posthouse.config_pairs import load_backup_pairing, load_own_pairing
-from posthouse.config_primary_pages import make_pages_config
+from posthouse.config_primary_pages import check_pages, make_pages_config
 from posthouse.config_primary_schema import (
     LAYOUT,
     PairedBackupConfig,
@@ -78,6 +78,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> PrimaryConf
     _check_domains(domains, findings)
     _check_backups(top, domains, backups, findings)
     _check_https(https, bool(backups), findings)
+    check_pages(pages, findings)
     if findings.check_files:
         check_user(top["user"], findings)
     if findings.mistakes:

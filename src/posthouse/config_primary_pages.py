@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from posthouse.config_checks import Findings
 from posthouse.config_reading import NONE, Key
 from posthouse.config_values import (
     FixedHop,
@@ -51,8 +53,9 @@ PAGES_KEYS: Final = (
         name="mail_via",
         read=read_mail_via,
         default=NONE,
-        why="How the one-time link is mailed: `smtp://127.0.0.1:25`, or "
-        "`sendmail:/usr/sbin/sendmail`. Left out: there are no pages.",
+        why="How the one-time link is mailed: `smtp://127.0.0.1:25`, or a program, "
+        "`sendmail:/usr/sbin/sendmail` (it gains no privilege: Postfix's needs one, so there "
+        "use smtp). Left out: there are no pages.",
     ),
     Key(
         name="from",
@@ -73,6 +76,15 @@ PAGES_KEYS: Final = (
         why="How long a mailed link is good; it works once.",
     ),
 )
+
+
+def check_pages(values: dict[str, Any], findings: Findings) -> None:
+    """The program can be run."""
+    via = values["mail_via"]
+    if isinstance(via, Path) and findings.check_files and not os.access(via, os.X_OK):
+        findings.wrong(
+            ("pages", "mail_via"), f"{via} cannot be run", 'name a program, or "smtp://host:port"'
+        )
 
 
 def make_pages_config(values: dict[str, Any]) -> PagesConfig:
