@@ -81,6 +81,7 @@ class PosthouseNode:
         ]
         self.pulls: list[dict[str, object]] = []
         self.primaries: list[dict[str, object]] = []
+        self.backups: list[dict[str, object]] = []
         self._running: Running | None = None
         self.write()
 
@@ -97,6 +98,9 @@ class PosthouseNode:
         for primary in self.primaries:
             lines.append("\n[[primary]]")
             lines += [f"{key} = {_to_toml(value)}" for key, value in primary.items()]
+        for backup in self.backups:
+            lines.append("\n[[backup]]")
+            lines += [f"{key} = {_to_toml(value)}" for key, value in backup.items()]
         for pull in self.pulls:
             lines.append("\n[[pull]]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in pull.items()]

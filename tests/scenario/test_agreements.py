@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from peers.node import PosthouseNode
 from peers.postfix_kit import make_primary
+from peers.primary import PrimaryNode
 from peers.processes import wait_until
-from peers.town import BACKUP, DOMAIN, Town
+from peers.town import BACKUP, DOMAIN, Town, make_backup, send, wait_roster, wait_state
 
 pytestmark = pytest.mark.peers
 
@@ -118,3 +120,63 @@ def test_the_story_of_the_seed(tmp_path: Path) -> None:
     finally:
         town.stop()
         postfix.remove()
+
+
+def test_a_backup_behind_a_backup(tmp_path: Path) -> None:
+    """The one at 30 negotiates with the one at 20 while the primary is down; later the primary
+    hears of both."""
+    further = "mx3.example.org"
+    primary = PrimaryNode(tmp_path / "primary", users=["alice", "bob"])
+    at_20, at_30 = (make_backup(primary, tmp_path / name, name) for name in (BACKUP, further))
+    behind_each_other(at_20, at_30)
+    primary.add_backup(BACKUP)
+    primary.add_backup(further, own=f"pairs/{DOMAIN}-for-{further}.json")
+    try:
+        primary.start()
+        primary.wait_log("serial")
+        for node in (at_20, at_30):
+            node.start()
+            wait_roster(node)
+        primary.stop()
+        send(at_30, "alice")
+        held_at_30 = wait_state(at_30, "agreed")
+        assert held_at_30["granter"] == BACKUP
+        listed = at_20.command("agreements", "list", "--granted", "--json").stdout
+        assert json.loads(listed)["forwarder_id"] == further
+        send(at_20, "alice")
+        primary.start()
+        assert wait_state(at_20, "agreed")["granter"] == DOMAIN
+        told = primary.command("agreements", "servers", ALICE, "--json").splitlines()
+        assert [json.loads(line)["party"] for line in told] == [BACKUP, further]
+        at_30.stop()
+        told = primary.command("agreements", "servers", ALICE, "--json").splitlines()
+        assert json.loads(told[1]) == {"party": further, "error": "connect"}
+    finally:
+        for running in (at_30, at_20, primary):
+            running.stop()
+
+
+def behind_each_other(at_20: PosthouseNode, at_30: PosthouseNode) -> None:
+    """Pair two backups by hand, as docs/agreements.md has it."""
+    pairs_20, pairs_30 = at_20.directory / "pairs", at_30.directory / "pairs"
+    owner = json.loads((pairs_30 / f"{DOMAIN}.json").read_text())
+    bases = {
+        node: f"http://{node.settings['https']['listen'][0]}/"  # type: ignore[index]
+        for node in (at_20, at_30)
+    }
+    granted = {**owner, "party": BACKUP, "base_url": bases[at_20], "token": "up-to-twenty"}
+    offered = {"party": "mx3.example.org", "base_url": bases[at_30], "token": "down-to-thirty"}
+    for path, document in (
+        (pairs_20 / "for-mx3.json", granted),
+        (pairs_30 / "mx2.json", granted),
+        (pairs_20 / "mx3.json", offered),
+        (pairs_30 / "for-mx2.json", offered),
+    ):
+        path.write_text(json.dumps(document))
+        path.chmod(0o600)
+    at_20.backups.append(
+        {"pairing": "pairs/mx3.json", "own": "pairs/for-mx3.json", "domains": [DOMAIN]}
+    )
+    at_30.primaries.append({"pairing": "pairs/mx2.json", "own": "pairs/for-mx2.json"})
+    for node in (at_20, at_30):
+        node.write()

@@ -106,6 +106,8 @@ class Forwarder:
                     await self._begin_round()
                 except PosthouseError as error:
                     observe.trouble("agreements", "the book cannot be kept", error)
+                except Exception as error:  # a supervised task: the next round goes on
+                    observe.trouble("agreements", "a round broke off", error)
         finally:
             await self.close()
 
