@@ -80,6 +80,7 @@ class Forwarder:
         self._talks: dict[str, asyncio.Task[None]] = {}
         self._disputed: dict[str, set[str]] = {}
         self._crowded = False  # a domain waits for a talk to end
+        self._told = ""  # what is wrong with the book
         self._folds: dict[str, Fold] | None = None
         self._domains: tuple[str, ...] = ()
 
@@ -104,10 +105,11 @@ class Forwarder:
                 await self._wait(LOOK_EVERY_SECONDS)
                 try:
                     await self._begin_round()
-                except PosthouseError as error:
-                    observe.trouble("agreements", "the book cannot be kept", error)
+                    self._told = ""
                 except Exception as error:  # a supervised task: the next round goes on
-                    observe.trouble("agreements", "a round broke off", error)
+                    if str(error) != self._told:  # once, not every second
+                        observe.trouble("agreements", "the book cannot be kept", error)
+                    self._told = str(error)
         finally:
             await self.close()
 
