@@ -79,10 +79,18 @@ def pack_view(standing: Standing, serial: int, end: End | None) -> bytes:
     )
 
 
+# Making an enum member of a number costs more than the look-up: all there are, made once.
+_STANDINGS: Final = {
+    (state, former): Standing(State(state), State(former) if former else None)
+    for state in State
+    for former in (0, *State)
+}
+
+
 def _unpack_view(data: mmap.mmap | bytes, at: int) -> AgreementView:
     state, former, by, serial, end_serial, at_us, until_us = _VIEW.unpack_from(data, at)
     return AgreementView(
-        Standing(State(state), State(former) if former else None),
+        _STANDINGS[state, former],
         serial,
         End(EndedBy(by), at_us, end_serial, until_us) if by else None,
     )
