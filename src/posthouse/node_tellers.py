@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
 from collections.abc import Callable, Sequence
@@ -11,8 +12,10 @@ from typing import Final
 from posthouse import node_settings, observe
 from posthouse.config_schema import Config
 from posthouse.config_schema_alerts import read_secret
+from posthouse.errors import TellingFailed
+from posthouse.node_process import clock_us
 from posthouse.ports import Body
-from posthouse.ports_alerts import AlertChannel
+from posthouse.ports_alerts import Alert, AlertChannel, Notice, StoredAlert
 from posthouse.services.alert_desk import DeskSettings
 from posthouse.services.alert_mail import Courier, CourierSettings, MailChannel
 from posthouse.services.alert_text import notice_document
@@ -123,3 +126,35 @@ def make_desk_settings(config: Config) -> DeskSettings:
         delay_us=as_us(config.alerts.delay),
         intervals={"mail": interval_us, "webhook": quick_us, "command": quick_us},
     )
+
+
+def try_ways(config: Config) -> list[tuple[str, str]]:
+    """Tell a test alert on every way there is: its name, and what failed ("" when nothing did)."""
+    return asyncio.run(_try_ways(config))
+
+
+async def _try_ways(config: Config) -> list[tuple[str, str]]:
+    now_us = clock_us()
+    alert = Alert(
+        kind="test",
+        subject="",
+        text="this is a test, asked for with posthouse alerts --test",
+        what_to_do="Nothing is wrong",
+        since_us=now_us,
+    )
+    stored = StoredAlert(number=0, alert=alert, raised_us=now_us)
+    notice = Notice(node=config.hostname, number=0, alerts=(stored,), made_us=now_us)
+    listening = [(one.address, one.port) for one in config.smtp.listen]
+    ways = Ways(config, listening, clock_us)
+    tried = []
+    try:
+        for channel in ways.channels:
+            try:
+                await channel.deliver(notice)
+            except TellingFailed as failure:
+                tried.append((channel.name, failure.detail))
+            else:
+                tried.append((channel.name, ""))
+    finally:
+        await ways.close()
+    return tried

@@ -343,7 +343,8 @@ class _Room:
 
 def find_certificates(config: Config) -> list[Path]:
     """Those that we show to others."""
-    return [config.smtp.certificate] if config.smtp.certificate is not None else []
+    shown = (config.smtp.certificate, config.https.certificate)
+    return list(dict.fromkeys(path for path in shown if path is not None))
 
 
 def worker_alerts(index: int, status: WorkerStatus) -> list[Alert]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from posthouse.cli.main import EX_NOTHING, config_option, find_config
+from posthouse.cli.main import EX_NOTHING, EX_UNAVAILABLE, config_option, find_config
 from posthouse.cli.texts import tell_local, tell_span
 from posthouse.config import load
 from posthouse.config_schema import Config
@@ -23,12 +23,19 @@ MOST_SHOWN = 1000
 @click.option("--all", "everything", is_flag=True, help="What is over too, the newest first.")
 @click.option("--limit", type=click.IntRange(1, MOST_SHOWN), default=100, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON, one document a line.")
-def alerts(config_file: Path | None, everything: bool, limit: int, as_json: bool) -> int:
+@click.option("--test", "try_all", is_flag=True, help="Tell a test alert on every way, now.")
+def alerts(
+    config_file: Path | None, everything: bool, limit: int, as_json: bool, try_all: bool
+) -> int:
     """What is wrong now, since when, and what to do.
 
-    Exits 1 when something is, 0 when nothing is (with --all: always 0).
+    Exits 1 when something is, 0 when nothing is (with --all: always 0). With --test
+    a test alert is told by mail, webhook and command, as configured; exits 69 when
+    one of them fails.
     """
-    config = load(find_config(config_file), check_files=False)
+    config = load(find_config(config_file), check_files=try_all)
+    if try_all:
+        return _try_all(config)
     found = read_alerts(config, everything=everything, limit=limit)
     if as_json:
         from posthouse.services.alert_text import alert_document
@@ -38,6 +45,19 @@ def alerts(config_file: Path | None, everything: bool, limit: int, as_json: bool
     else:
         click.echo("\n".join(format_alerts(found, everything=everything)))
     return EX_NOTHING if found and not everything else 0
+
+
+def _try_all(config: Config) -> int:
+    from posthouse.node_tellers import try_ways
+
+    failed = False
+    tried = try_ways(config)
+    for name, failure in tried:
+        failed = failed or bool(failure)
+        click.echo(f"{name}: {clean(failure) or 'told'}")
+    if not tried:
+        click.echo("Nobody is told: there is no contact, no webhook and no command.")
+    return EX_UNAVAILABLE if failed or not tried else 0
 
 
 def read_alerts(config: Config, *, everything: bool, limit: int) -> Sequence[StoredAlert]:

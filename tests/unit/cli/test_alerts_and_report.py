@@ -121,3 +121,23 @@ def test_months() -> None:
     assert find_month("2026-03", now_us=FEB) == (FEB + 28 * 24 * HOUR,) * 2
     with pytest.raises(UsageError):
         find_month("2026-2", now_us=FEB)
+
+
+def test_trying_the_ways(site: Site) -> None:
+    """Each is told a test alert and its failure is named; nobody to tell is a failure too."""
+    text = site.config.read_text()
+    site.config.write_text(text.replace('contact = "ops@elsewhere.example"\n', ""))
+    done = site.run("alerts", "--test")
+    assert (done.code, done.out.startswith("Nobody is told")) == (69, True)
+    told = site.directory / "told"
+    told.write_text("")
+    alerts = '[alerts]\nmail = false\ncommand = ["/bin/sh", "-c", "cat > $0", "{}"]\n[[domain]]'
+    site.config.write_text(text.replace("[[domain]]", alerts.format(told), 1))
+    done = site.run("alerts", "--test")
+    assert (done.code, done.out) == (0, "command: told\n")
+    assert json.loads(told.read_text())["alerts"][0]["kind"] == "test"
+    wrong = alerts.replace("cat > $0", "echo no >&2; exit 3").format(told)
+    site.config.write_text(text.replace("[[domain]]", wrong, 1))
+    done = site.run("alerts", "--test")
+    assert done.code == 69
+    assert "exit status 3 no" in done.out
