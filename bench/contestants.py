@@ -73,15 +73,17 @@ class Posthouse:
         workers: int = 0,
         probe_interval: str = "30s",
         roster: Mapping[str, str] | None = None,
+        more: str = "",
     ) -> None:
+        """more: what is put at the end of the configuration."""
         listed = f'"{recipients}"'
         if roster is not None:
             listed = ", ".join(f'{key} = "{value}"' for key, value in roster.items())
             listed = f"{{ {listed} }}"
         self.root = Path(tempfile.mkdtemp(prefix="posthouse-", dir=directory))
         self.port = free_port()
-        self._config = self.root / "posthouse.toml"
-        self._config.write_text(
+        self.config = self.root / "posthouse.toml"
+        self.config.write_text(
             f"""\
 hostname = "mx2.example.net"
 data_dir = "{self.spool()}"
@@ -106,15 +108,15 @@ to = "{self.root / "mail.log"}"
 name = "{DOMAIN}"
 next_hop = ["smtp://127.0.0.1:{sink_port}"]
 recipients = {listed}
-"""
+{more}"""
         )
-        self._command = str(Path(sys.executable).with_name("posthouse"))
+        self.command = str(Path(sys.executable).with_name("posthouse"))
         self._running: Running | None = None
 
     def start(self) -> None:
         """Start `posthouse serve`."""
         self._running = Running(
-            [self._command, "serve", "-c", str(self._config)], output=self.root / "output"
+            [self.command, "serve", "-c", str(self.config)], output=self.root / "output"
         )
 
     def stop(self) -> None:
@@ -133,7 +135,7 @@ recipients = {listed}
 
     def retry(self) -> None:
         """`posthouse queue retry --all`."""
-        command = [self._command, "queue", "-c", str(self._config), "retry", "--all"]
+        command = [self.command, "queue", "-c", str(self.config), "retry", "--all"]
         done = subprocess.run(command, capture_output=True, timeout=120, check=False)
         if done.returncode:
             raise PeerFailed((done.stdout + done.stderr).decode("utf-8", "replace"))

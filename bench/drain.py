@@ -16,6 +16,14 @@ ROWS = (
     Row(name="drain_first", what="the same: retry asked to first arrival", unit="s", better="less"),
     Row(name="drain_cpu", what="the same: CPU", unit="us/msg", better="less"),
     Row(
+        name="drain_ramp",
+        what="the same: canary and slow start, over a drain at the speed of its second half",
+        unit="x",
+        better="less",
+        versus="bound",
+        floor=1.3,
+    ),
+    Row(
         name="drain_one",
         what="drain of 5,000 x 4 KiB over one connection",
         unit="msg/s",
@@ -34,6 +42,7 @@ def measure(stage: Stage, side: Side) -> dict[str, float]:
         "drain": many.rate,
         "drain_first": many.first_seconds,
         "drain_cpu": many.cpu_seconds / many.count * 1e6,
+        "drain_ramp": many.ramp,
         "drain_one": one.rate,
     }
 

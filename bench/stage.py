@@ -207,12 +207,14 @@ class Stage:
         began = time.perf_counter()
         contestant.retry()
         asked = time.perf_counter()
-        first = 0.0
+        first = half = 0.0
         deadline = began + 60 + count / 100
         while (seen := sink.messages) < count:
             now = time.perf_counter()
             if seen and not first:
                 first, early = now, seen
+            if not half and 2 * seen >= count:
+                half = now
             if now > deadline:
                 raise PeerFailed(f"{contestant.name} drained {seen} of {count}")
             time.sleep(0.002)
@@ -224,6 +226,7 @@ class Stage:
             seconds=ended - began,
             command_seconds=asked - began,
             first_seconds=first - began,
+            ramp=(ended - first) / max(1e-3, 2 * (ended - (half or first))),
             rate=(count - early) / max(1e-3, ended - first),
             cpu_seconds=machine.cpu_seconds(contestant.group()) - cpu,
         )
@@ -231,11 +234,15 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
-    """One drain. rate: messages a second from the first arrival to the last."""
+    """One drain. rate: messages a second from the first arrival to the last.
+
+    ramp: that time over what it had been at the speed of the second half.
+    """
 
     count: int
     seconds: float
     command_seconds: float
     first_seconds: float
     rate: float
+    ramp: float
     cpu_seconds: float
