@@ -74,6 +74,7 @@ class RelayConfig:
     """The way home: [relay]."""
 
     probe_interval: timedelta
+    watch_interval: timedelta
     retry: tuple[timedelta, ...]
     concurrency: int
     tls: TlsMode
@@ -306,6 +307,13 @@ _RELAY = (
         read_duration("1s", "1d"),
         "30s",
         "Between tries of a next hop that is down.",
+    ),
+    _key(
+        "watch_interval",
+        read_duration("0s", "1d"),
+        "2m",
+        "Between looks at a next hop that is up and has no mail, so that an outage is known before "
+        "the first message; 0s = none.",
     ),
     _key(
         "retry",

@@ -82,6 +82,7 @@ def make_relay(config: Config, workers: int, listening: Iterable[tuple[str, int]
         own_names=frozenset((config.hostname, *relay.own_names)),
         own_addresses=frozenset((*relay.own_addresses, *_expand(listening, relay.mx_port))),
         probe_interval_us=_us(relay.probe_interval),
+        watch_interval_us=_us(relay.watch_interval),
         retry_us=tuple(map(_us, relay.retry)),
         concurrency=share(relay.concurrency, workers),
         idle_seconds=relay.idle_timeout.total_seconds(),

@@ -103,6 +103,8 @@ class Entry:
         """Look now when it is not known to be up."""
         if self.health.state in PROBED:
             self.probe_now()
+        elif self.health.state is State.UP:
+            self._watch()
 
     def retire(self) -> None:
         """Probe no more."""
@@ -241,7 +243,9 @@ class Entry:
         after = self.health = move(before, event, now_us=self._means.clock_us(), why=why)
         if after.state is not before.state:
             self._enter(after, why)
-        if after.state not in PROBED:
+        if after.state is State.UP:
+            self._watch()
+        elif after.state not in PROBED:
             self._cancel_probe()
         elif after.state is not before.state or self._timer is None or probe_delay_us is not None:
             self._arm(probe_delay_us)
@@ -287,6 +291,24 @@ class Entry:
             return
         self._cancel_probe()
         self._probe = self._means.start(self._run_probe())
+
+    def _watch(self) -> None:
+        """Look again after a while, lest an outage be learned from the first message."""
+        self._cancel_probe()
+        interval_us = self._means.settings.watch_interval_us
+        if interval_us:
+            delay_us = probe_delay_us(interval_us, self._means.dice.random)
+            self._timer = self._means.later(delay_us / 1e6, self._look_idle)
+
+    def _look_idle(self) -> None:
+        self._timer = None
+        if self._retired or self.health.state is not State.UP:
+            return
+        since_us = self._means.clock_us() - self._means.settings.watch_interval_us
+        if any(share.delivered_us >= since_us for share in self._followers.values()):
+            self._watch()
+        else:
+            self._probe = self._means.start(self._run_probe())
 
     def _cancel_probe(self) -> None:
         self._next_probe_us = None

@@ -26,7 +26,8 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
     own_names: A-labels, lower case. own_addresses: IP texts or "address/length";
     the node puts in those it listens on (with a wildcard: all of the host's,
     loopback too) and those of `relay.own_addresses`.
-    probe_interval_us > 0. retry_us: not empty, each > 0, the last repeats.
+    probe_interval_us > 0. watch_interval_us: between looks at a next hop that is up and has no
+    mail, 0 = none. retry_us: not empty, each > 0, the last repeats.
     concurrency: sessions per next hop of *this* worker, >= 1. drain_rate: messages a second
     of *this* worker to one next hop while it drains, 0 = as many as go.
     surge_share, surge_window, surge_least: see `domain.drain.SurgeGuard`.
@@ -39,6 +40,7 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
     own_names: frozenset[str]
     own_addresses: frozenset[str] = frozenset()
     probe_interval_us: int = 30 * _SECOND
+    watch_interval_us: int = 0
     retry_us: tuple[int, ...] = (60 * _SECOND, 300 * _SECOND, 900 * _SECOND, 1800 * _SECOND)
     concurrency: int = 20  # Postfix: default_destination_concurrency_limit
     idle_seconds: float = 2.0  # Postfix: smtp_connection_cache_time_limit

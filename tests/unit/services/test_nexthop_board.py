@@ -6,6 +6,7 @@ import asyncio
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fakes.connector import FakeConnector, refusing, unreachable
@@ -128,6 +129,30 @@ async def test_what_speaks_against_it_closes_all() -> None:
     assert stage.view().why == "connection refused"
     await stage.timers.advance(34)
     assert stage.connector.peer(PRIMARY).probes == 2  # one for the node
+
+
+async def test_an_idle_next_hop_is_looked_at() -> None:
+    """An outage is learned without mail; one that delivers is left alone."""
+    stage = Stage()
+    settings = msgspec.structs.replace(SETTINGS, watch_interval_us=120_000_000)
+    worker = NotingFollower()
+    stage.board.follow(KEY, worker)
+    stage.board.set_routes(ROUTES, settings)
+    await turn_over()
+    stage.tell(worker, Event.DRAINED)
+    peer = stage.connector.peer(PRIMARY)
+    await stage.timers.advance(140)
+    assert (peer.probes, stage.view().state) == (2, State.UP)
+    for _ in range(10):
+        stage.tell(worker, None, delivered=5)
+        await stage.timers.advance(60)
+    assert peer.probes == 2
+    peer.down()
+    await stage.timers.advance(260)
+    assert stage.view().state is State.DOWN
+    peer.up()
+    await stage.timers.advance(34)
+    assert worker.orders[-1].canary
 
 
 async def test_news_of_an_earlier_round_is_no_news() -> None:
