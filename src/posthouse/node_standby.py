@@ -17,7 +17,7 @@ from posthouse.ports_drain import NextHopStates
 from posthouse.services.etrn import EtrnDesk
 from posthouse.services.proxy import Proxy
 from posthouse.services.reception import Reception
-from posthouse.services.standby import Memory, StandbyGate
+from posthouse.services.standby import StandbyGate
 from posthouse.services.ways import DomainWays
 from posthouse.storage.turned_away import TurnedAway
 from posthouse.transports.proxy_out import ProxyConnector
@@ -43,7 +43,7 @@ class StandbyDuty:
         self._reception = reception
         self._states = states
         self._data_dir = config.data_dir
-        self._memory: Memory | None = None
+        self._gate: StandbyGate | None = None
         self._ways = DomainWays(
             node_settings.make_routes(config),
             node_settings.make_relay(config, workers, listening),
@@ -73,19 +73,17 @@ class StandbyDuty:
         self._proxy.max_sessions = node_settings.share(config.relay.concurrency, self._workers)
         self._desk.domains = [domain.name for domain in config.domains]
         rules = node_settings.make_standby(config)
-        if not rules:  # then no recipient pays for it
-            self._reception.gatekeeper = self._reception.wrap_letter = None
-            return
-        if self._memory is None:
-            self._memory = _open_memory(self._data_dir / MEMORY_FILE)
-        gate = StandbyGate(
-            rules,
-            is_up=self._is_up,
-            memory=self._memory,
-            proxy=self._proxy,
-            clock_us=clock_us,
-        )
-        self._reception.gatekeeper, self._reception.wrap_letter = gate, gate.wrap
+        if self._gate is not None:  # it stays: clients under way have a session with a primary
+            self._gate.rules = rules
+        elif rules:  # before, no recipient pays for it
+            gate = self._gate = StandbyGate(
+                rules,
+                is_up=self._is_up,
+                memory=_open_memory(self._data_dir / MEMORY_FILE),
+                proxy=self._proxy,
+                clock_us=clock_us,
+            )
+            self._reception.gatekeeper, self._reception.wrap_letter = gate, gate.wrap
 
     def close(self) -> None:
         """End sessions with primaries; messages under way become ours."""

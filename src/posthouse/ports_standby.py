@@ -12,10 +12,12 @@ from posthouse.ports import Target
 class PrimarySession(Protocol):
     """An open, greeted session with the primary. Every wait raises NextHopFailure when it fails.
 
-    smtputf8: the primary takes such messages. size_limit: octets, 0 for none.
-    Replies are the primary's own.
+    smtputf8: the primary takes such messages. size_limit: octets, 0 for none. over: it failed or
+    was closed. Replies are the primary's own.
     """
 
+    @property
+    def over(self) -> bool: ...
     @property
     def smtputf8(self) -> bool: ...
     @property

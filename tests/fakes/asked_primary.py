@@ -62,6 +62,7 @@ class _Session:
         self._primary = primary
         self._closed = False
         self.size_limit = 0
+        self.over = False
 
     @property
     def smtputf8(self) -> bool:

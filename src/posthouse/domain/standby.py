@@ -68,3 +68,23 @@ def decide_turn(
 def is_proven(proven_us: int | None, *, now_us: int) -> bool:
     """Tell whether a network's proof still counts. proven_us: when it was given, if ever."""
     return proven_us is not None and 0 <= now_us - proven_us <= PROVEN_US
+
+
+_OF_US: Final = (
+    "client host",  # Postfix: "Client host [192.0.2.1] blocked using …", "Client host rejected: …"
+    "blocked using",
+    "helo command rejected",
+    "your host",
+    "your ip",
+    "your reverse",
+    "sending host",
+)
+
+
+def speaks_of_us(text: str) -> bool:
+    """Tell whether a refusal at RCPT means the host that asks: us, not the client or its mail.
+
+    Postfix gives its verdict on a client at RCPT only (`smtpd_delay_reject`), others too.
+    """
+    lower = text.lower()
+    return any(words in lower for words in _OF_US)

@@ -7,7 +7,8 @@ the primary fails on the way (connection lost, silence, 421, or it turns *us*
 away), the message becomes ours: later recipients are judged as if it were down,
 the copy is made durable, and only then the client hears 250. So it hears one
 250 or one refusal, never both. Lost between the final dot and its reply the
-message may arrive twice, as with any relay (RFC 1047).
+message may arrive twice, as with any relay (RFC 1047). An answer that makes no
+sense where it comes (250 to DATA, 354 to RCPT) takes nothing over: a failure, too.
 
 One transaction leads to one next hop; recipients elsewhere get 452 4.5.3 and
 come in a transaction of their own (RFC 5321 §4.5.3.1.10).
@@ -21,6 +22,7 @@ from typing import Final, Protocol
 
 from posthouse import observe
 from posthouse.domain.replies import Fate, classify_reply
+from posthouse.domain.standby import speaks_of_us
 from posthouse.domain.verdict import Verdict
 from posthouse.errors import NextHopFailure
 from posthouse.mail.envelope import Envelope, Recipient
@@ -32,6 +34,10 @@ from posthouse.ports_standby import PrimaryConnector, PrimarySession
 SCRATCH: Final = "proxy"
 TURNED_US_AWAY: Final = "it turns us away"
 ELSEWHERE: Final = Reply(452, "4.5.3", "Too many recipients: one destination at a time")
+
+PATIENCE_SECONDS: Final = 30.0
+"""For one recipient, from RSET or the connection on: half of what the door gives a verdict
+(DoorSettings.verdict_timeout): a silent primary's mail is ours before the client hears 451."""
 
 Fallback = Callable[[], Verdict | Awaitable[Verdict]]
 
@@ -72,12 +78,23 @@ class _Conversation:
 
 
 class Proxy:
-    """See the module. `max_sessions`: with primaries, in this worker; beyond it mail is ours."""
+    """See the module. `max_sessions`: with primaries, in this worker; beyond it mail is ours.
 
-    def __init__(self, connector: PrimaryConnector, ways: Ways, *, max_sessions: int) -> None:
+    patience_seconds: how long the primary may take over one recipient.
+    """
+
+    def __init__(
+        self,
+        connector: PrimaryConnector,
+        ways: Ways,
+        *,
+        max_sessions: int,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._connector = connector
         self._ways = ways
         self.max_sessions = max_sessions
+        self._patience_seconds = patience_seconds
         self._open: set[_Conversation] = set()
 
     # ------------------------------------------------------------------ RCPT
@@ -99,16 +116,24 @@ class Proxy:
     async def judge(self, recipient: Recipient, facts: SessionFacts, fallback: Fallback) -> Verdict:
         """The primary's verdict; `fallback` judges where the primary cannot be asked."""
         talk = facts.scratch.setdefault(SCRATCH, _Conversation())
-        if talk.transaction != facts.transaction:
-            await self._start(talk, facts.transaction)
-        if not talk.broken and not talk.ours:
-            try:
-                reply = await self._ask(talk, recipient, facts)
-            except NextHopFailure as failure:
-                self._give_up(talk, failure.detail)
-            else:
-                if reply is not None:
-                    return Verdict(reply=reply, domain=recipient.domain if reply.positive else "")
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                if talk.transaction != facts.transaction:
+                    await self._start(talk, facts.transaction)
+                reply = None
+                if not talk.broken and not talk.ours:
+                    reply = await self._ask(talk, recipient, facts)
+        except NextHopFailure as failure:
+            self._give_up(talk, failure.detail)
+        except TimeoutError:
+            self._give_up(talk, "no answer in time")
+        except asyncio.CancelledError:  # its answer would be taken for the next command's
+            talk.broken = True
+            self._drop(talk)
+            raise
+        else:
+            if reply is not None:
+                return Verdict(reply=reply, domain=recipient.domain if reply.positive else "")
         verdict = fallback()
         return verdict if isinstance(verdict, Verdict) else await verdict
 
@@ -134,20 +159,23 @@ class Proxy:
                 ret=wish.ret,
                 envid=wish.envid,
             )
-            if not reply.positive:
+            if not _takes(reply, "mail"):
                 if classify_reply(reply.code, reply.text, "mail").fate is Fate.BLOCKED:
                     raise NextHopFailure(f"{TURNED_US_AWAY}: {reply}", stage="mail")
                 talk.refusal = reply
         if talk.refusal is not None:
             return talk.refusal
         reply = await session.rcpt(recipient)
-        talk.taken += reply.positive
+        if _takes(reply, "rcpt"):
+            talk.taken += 1
+        elif reply.permanent and speaks_of_us(reply.text):
+            raise NextHopFailure(f"{TURNED_US_AWAY}: {reply}", stage="rcpt")
         return reply
 
     async def _connect(self, talk: _Conversation, domain: str) -> bool:
         next_hop = self._ways.next_hop_of(domain)
-        if talk.session is not None and talk.next_hop == next_hop:
-            return True
+        if talk.session is not None and talk.next_hop == next_hop and not talk.session.over:
+            return True  # primaries close what is idle for long
         talk.close()
         self._open.discard(talk)
         if len(self._open) >= self.max_sessions:
@@ -185,7 +213,8 @@ class Proxy:
         talk.begin(transaction)
 
     def _give_up(self, talk: _Conversation, why: str) -> None:
-        observe.note("proxy", f"{talk.next_hop or 'next hop'}: {why}; the message becomes ours")
+        if not talk.broken:
+            observe.note("proxy", f"{talk.next_hop or 'next hop'}: {why}; the message becomes ours")
         talk.broken = True
         self._drop(talk)
 
@@ -219,6 +248,7 @@ class Proxy:
         if talk.letter is not None and talk.letter.committing:  # the primary has its final dot
             talk.letter.then = lambda: self._drop(talk)
         else:
+            talk.broken = True  # whatever fails now: the message is nobody's
             self._drop(talk)
 
 
@@ -252,6 +282,8 @@ class ProxiedLetter:
         if reply.code == 354:
             for piece in self._waiting:
                 self._session.write(piece)
+        elif reply.positive:
+            self._lose(f"a strange answer to DATA: {reply}")
         else:
             self._reply = reply
         self._waiting = []
@@ -285,18 +317,24 @@ class ProxiedLetter:
         """See `ports_session.OpenLetter`."""
         return self._inner.refusal()
 
-    async def commit(self) -> None:
+    def commit(self) -> Awaitable[None]:
         """Have the primary's word, or make the message ours. Raises StorageError."""
-        self.committing = True
+        self.committing = True  # from now on: the client may be gone before the first step
+        return self._commit()
+
+    async def _commit(self) -> None:
         try:
             await self._opening
             if not self._lost and self._reply is None:
                 try:
-                    self._reply = await self._session.end()
-                    if self.over is not None:
-                        self.over()
+                    reply = await self._session.end()
+                    _takes(reply, "dot")
                 except NextHopFailure as failure:
                     self._lose(failure.detail)
+                else:
+                    self._reply = reply
+                    if self.over is not None:
+                        self.over()
             if self._reply is None:
                 await self._inner.commit()
             else:
@@ -318,3 +356,10 @@ class ProxiedLetter:
         self._waiting = []
         if not self._discarded:
             self._failed(why)
+
+
+def _takes(reply: Reply, stage: str) -> bool:
+    """Tell a yes from a no. Raises NextHopFailure for what is neither."""
+    if 300 <= reply.code < 400:
+        raise NextHopFailure(f"a strange answer: {reply}", stage=stage)
+    return reply.positive

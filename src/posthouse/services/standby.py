@@ -52,7 +52,8 @@ class Memory(Protocol):
 class StandbyGate:
     """See the module; a `ports_session.Gatekeeper`.
 
-    rules: the domains that are not in mode relay; is_up: the domain's next hop takes mail now.
+    rules: the domains that are not in mode relay, swapped whole by a reload; is_up: the domain's
+    next hop takes mail now.
     """
 
     def __init__(
@@ -80,7 +81,10 @@ class StandbyGate:
             rule = None
         refusal = self._proxy.must_wait(domain, session)
         if refusal is not None:
-            return Verdict(refusal)
+            if rule is not None and rule.mode is Standby.PROXY:
+                return Verdict(refusal)
+            later = Verdict(refusal)  # a refusal of our own is for good, whenever it comes
+            return self._then(own(), lambda found: later if found.reply.positive else found)
         if rule is not None and rule.mode is Standby.PROXY and not verdict.carries_route(mailbox):
             recipient = Recipient(
                 address=mailbox.spelled,
@@ -140,7 +144,8 @@ class StandbyGate:
         if turned is not None:
             memory.put(turned, *words)
             return Verdict(BETTER_MX)
-        memory.put(Turned(now_us, now_us, 1), "network", domain, session.network)
+        if session.sender:  # bounces of several strangers to one user prove nothing of the last
+            memory.put(Turned(now_us, now_us, 1), "network", domain, session.network)
         observe.note(
             "standby",
             f"{session.address} plainly cannot reach the primary of {domain}: let in",

@@ -66,6 +66,7 @@ class ProxyConnector:
 
     async def _try(self, target: Target, wish: TlsWish) -> ProxySession:
         session = ProxySession(target, self._settings, wish, self._tls)
+        session.when_gone = self._sessions.discard
         loop = asyncio.get_running_loop()
         name = f"{target.host}[{target.address}]:{target.port}"
         try:
@@ -76,8 +77,8 @@ class ProxyConnector:
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else str(error)
             raise NextHopFailure(f"connect to {name}: {why}", stage="connect") from error
-        self._sessions.add(session)
-        session.when_gone = self._sessions.discard
+        if not session.over:
+            self._sessions.add(session)
         try:
             await session.opened(self._settings.greeting_timeout)
         except BaseException:  # cancelled, too
@@ -148,6 +149,11 @@ class ProxySession(asyncio.Protocol):
         self._wake_writer()
 
     # ------------------------------------------------------------------ ports_standby
+
+    @property
+    def over(self) -> bool:
+        """It failed or was closed."""
+        return self._failure is not None
 
     @property
     def smtputf8(self) -> bool:
@@ -225,16 +231,17 @@ class ProxySession(asyncio.Protocol):
 
         A message under way is torn off without its final dot: nobody delivers half of it.
         """
-        transport = self._transport
+        transport, failure = self._transport, self._failure
         if transport is None:
             return
-        idle = not (self._client.waiting or self._client.in_content)
-        if self._failure is None and idle:
+        if failure is None and not (self._client.waiting or self._client.in_content):
             self._client.say("QUIT")
             self._flush()
             transport.close()
         else:
             transport.abort()
+        self._failure = failure or NextHopFailure("closed", stage="session")
+        self._wake(self._failure)
 
     # ------------------------------------------------------------------ the connector's side
 
@@ -334,15 +341,18 @@ class ProxySession(asyncio.Protocol):
             self._failure = NextHopFailure(
                 event.why, stage=event.stage, reply_code=code, reply_text=text
             )
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(self._failure)
-        self._wake_writer()
+        self._wake(self._failure)
         if self._transport is not None:
             self._transport.abort()
 
     def _tell(self, reply: PeerReply | None) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(reply)
+
+    def _wake(self, failure: NextHopFailure) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(failure)
+        self._wake_writer()
 
     def _wake_writer(self) -> None:
         if self._writable is not None and not self._writable.done():

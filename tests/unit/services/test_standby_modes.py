@@ -2,119 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-
 import pytest
 
-from fakes.memory_spool import MemorySpool
-from fakes.open_door import Talker, open_door, stored, talk, until
+from fakes.open_door import stored, until
 from fakes.scripted_peer import DROP, STALL, Answer, ScriptedPeer
-from fakes.server_owner import make_reception
-from posthouse.domain.standby import Standby, Turned
-from posthouse.ports import Selection, Target
-from posthouse.services.proxy import Proxy
-from posthouse.services.standby import StandbyGate, StandbyRule
-from posthouse.transports.proxy_out import ProxyConnector
-from posthouse.transports.smtp_out import OutSettings
-
-MINUTE = 60_000_000
-
-
-class DictMemory:
-    def __init__(self) -> None:
-        self.known: dict[tuple[str, ...], Turned] = {}
-
-    def find(self, *words: str) -> Turned | None:
-        return self.known.get(words)
-
-    def put(self, turned: Turned, *words: str) -> None:
-        self.known[words] = turned
-
-
-@dataclass
-class World:
-    """A door before `spool`; the primary listens at `ports` by domain, () = nobody to ask."""
-
-    gate: StandbyGate
-    spool: MemorySpool
-    port: int
-    memory: DictMemory
-    ports: dict[str, int] = field(default_factory=dict)
-    up: bool = True
-    now_us: int = 1_000 * MINUTE
-
-    async def say(self, client: Talker, *lines: str) -> list[str]:
-        return [(await client.say(line)).split(" ", 2)[0] for line in lines]
-
-
-class FixedWays:
-    def __init__(self, ports: Mapping[str, int]) -> None:
-        self.ports = ports
-
-    def next_hop_of(self, domain: str) -> str:
-        return f"smtp://127.0.0.1:{self.ports.get(domain, 0)}"
-
-    async def find_targets(self, domain: str) -> tuple[Target, ...]:
-        port = self.ports.get(domain)
-        return () if port is None else (Target(host="p.example", address="127.0.0.1", port=port),)
-
-
-@contextlib.asynccontextmanager
-async def world(
-    rules: Mapping[str, StandbyRule], ports: dict[str, int] | None = None, *, max_sessions: int = 20
-) -> AsyncIterator[World]:
-    spool = MemorySpool()
-    reception = make_reception(spool)
-    connector = ProxyConnector(
-        OutSettings(
-            helo_name="mx2.example.net",
-            connect_timeout=1,
-            greeting_timeout=0.5,
-            command_timeout=0.5,
-            data_block_timeout=0.5,
-            final_dot_timeout=0.5,
-        )
-    )
-    ports = ports if ports is not None else {}
-    memory = DictMemory()
-    made: list[World] = []
-    gate = StandbyGate(
-        rules,
-        is_up=lambda _domain: made[0].up,
-        memory=memory,
-        proxy=Proxy(connector, FixedWays(ports), max_sessions=max_sessions),
-        clock_us=lambda: made[0].now_us,
-    )
-    reception.gatekeeper = gate
-    reception.wrap_letter = gate.wrap
-    async with open_door(spool, reception=reception) as (keeper, port):
-        made.append(World(gate=gate, spool=spool, port=port, memory=memory, ports=ports))
-        yield made[0]
-        await until(lambda: not keeper.sessions)
-    connector.close()
-
-
-PROXY = {"example.com": StandbyRule(mode=Standby.PROXY)}
-DEFER = {"example.com": StandbyRule(mode=Standby.DEFER)}
-
-
-@contextlib.asynccontextmanager
-async def client_of(w: World) -> AsyncIterator[Talker]:
-    async with talk(w.port) as client:
-        await client.hear()
-        await client.say("EHLO client.example")
-        yield client
-
-
-async def bodies(spool: MemorySpool) -> list[bytes]:
-    found = []
-    for message in await spool.list_messages(Selection(), after=None, limit=100):
-        body = await spool.open_body(message.queue_id)
-        found.append(await body.read(1 << 20))
-    return found
-
+from fakes.standby_world import DEFER, MINUTE, PROXY, World, bodies, client_of, world
+from posthouse.domain.standby import Standby
+from posthouse.services.standby import StandbyRule
 
 # --------------------------------------------------------------------------- proxy
 
