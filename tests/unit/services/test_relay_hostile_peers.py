@@ -114,6 +114,12 @@ class Stage:
         messages = await self.spool.list_messages(Selection(), after=None, limit=10_000)
         return Counter(r.state for m in messages for r in m.recipients)
 
+    async def wait_rows(self, expected: dict[RowState, int]) -> None:
+        """Wait until exactly these are left: outcomes gather for a moment before they are stored."""
+        async with asyncio.timeout(20):
+            while await self.rows() != expected:
+                await asyncio.sleep(0.005)
+
     @property
     def state(self) -> State:
         return self.relay.status()[0].state
@@ -237,7 +243,7 @@ async def test_a_peer_that_offers_everything_and_refuses_it(peer: ScriptedPeer) 
     assert set(stage.arrived().values()) == {1}
     assert {mail.by for mail in peer.messages} == {"DATA"}
     await stage.until(lambda: stage.state is State.UP)
-    assert await stage.rows() == {}
+    await stage.wait_rows({})
     await stage.close()
 
 
@@ -277,7 +283,7 @@ async def test_a_peer_that_refuses_the_canary_only(peer: ScriptedPeer) -> None:
     stage = await comes_back(peer)
     await stage.until(lambda: len(peer.messages) == COUNT - 1)
     await stage.until(lambda: stage.state is State.UP)
-    assert await stage.rows() == {RowState.HELD: 1}
+    await stage.wait_rows({RowState.HELD: 1})
     assert set(stage.arrived().values()) == {1}
     await stage.close()
 
@@ -288,7 +294,7 @@ async def test_a_peer_that_ends_every_session_after_ten(peer: ScriptedPeer) -> N
     stage = await comes_back(peer)
     await stage.until(lambda: len(peer.messages) == COUNT)
     await stage.until(lambda: stage.state is State.UP)
-    assert await stage.rows() == {}
+    await stage.wait_rows({})
     assert set(stage.arrived().values()) == {1}
     assert peer.connections <= 30
     await stage.close()
