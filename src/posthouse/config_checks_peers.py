@@ -97,6 +97,8 @@ def _check_origin(
 ) -> None:
     if origin.kind == "file" and not Path(origin.place).is_file():
         tell(at, f"{origin.place} cannot be read", "name a readable file")
+    if origin.kind == "primary":
+        _check_primary_of(at, name, origin, known, tell)
     if origin.pairing is not None:
         try:
             theirs = load_primary_pairing(origin.pairing)
@@ -106,20 +108,28 @@ def _check_origin(
         if name not in theirs.domains:
             tell(at, f"{origin.pairing} is not about {name}", "name the pairing of its owner")
         return
-    if origin.kind == "primary":
-        match = [theirs for theirs in known if theirs.party == origin.place]
-        if not match:
-            parties = ", ".join(theirs.party for theirs in known) or "none"
-            tell(at, f"no [[primary]] is {origin.place}", f"pair with it; there are: {parties}")
-        elif name not in match[0].domains:
-            what = f"the pairing with {origin.place} is not about {name}"
-            tell(at, what, "ask the primary for a new one")
-    elif not any(name in theirs.domains for theirs in known):
+    if origin.kind != "primary" and not any(name in theirs.domains for theirs in known):
         tell(
             at,
             "nothing says who may sign it",
             f'add pairing: {{ {origin.kind} = "{origin.place}", pairing = "FILE" }}',
         )
+
+
+def _check_primary_of(
+    at: tuple[str | int, ...],
+    name: str,
+    origin: RosterOrigin,
+    known: list[PrimaryPairing],
+    tell: Tell,
+) -> None:
+    match = [theirs for theirs in known if theirs.party == origin.place]
+    if not match:
+        parties = ", ".join(theirs.party for theirs in known) or "none"
+        tell(at, f"no [[primary]] is {origin.place}", f"pair with it; there are: {parties}")
+    elif name not in match[0].domains:
+        what = f"the pairing with {origin.place} is not about {name}"
+        tell(at, what, "ask the primary for a new one")
 
 
 def _try_pairing(path: Path) -> PrimaryPairing | None:

@@ -85,8 +85,6 @@ def _read_table(table: dict[str, Any]) -> RosterOrigin:
         raise Wrong(f"{kind} is not a text", f"write {_EXAMPLE}")
     pairing = None
     if "pairing" in table:
-        if kind == "primary":
-            raise Wrong("primary needs no pairing beside it", "name it below [[primary]]")
         pairing = read_path(table["pairing"])
     loss = read_count(0, 100)(table["max_loss"]) if "max_loss" in table else None
     return RosterOrigin(

@@ -65,14 +65,15 @@ def read_granters(config: Config) -> list[PairedGranter]:
 def find_granters(config: Config, granters: list[PairedGranter]) -> dict[str, list[PairedGranter]]:
     """By domain whom to ask, the owner first. Domains with a text file negotiate nothing.
 
-    The owner is the primary that the roster comes from, else the first that has the domain.
+    The owner is the primary whose own roster it is, else the first that has the domain.
     """
     found: dict[str, list[PairedGranter]] = {}
     for domain in config.domains:
         paired = [one for one in granters if domain.name in one.theirs.domains]
         if domain.recipients is None and paired:
             origin = domain.roster
-            owner = origin.place if origin is not None and origin.kind == "primary" else ""
+            is_owner = origin is not None and origin.kind == "primary" and origin.pairing is None
+            owner = origin.place if origin is not None and is_owner else ""
             found[domain.name] = sorted(paired, key=lambda one: one.theirs.party != owner)
     return found
 

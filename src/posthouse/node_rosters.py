@@ -62,6 +62,11 @@ def find_pairings(config: Config) -> dict[str, PrimaryPairing]:
     return found
 
 
+def find_publishers(config: Config) -> dict[str, PrimaryPairing]:
+    """Whom we are paired with, by name: who may be asked for a roster, whoever made it."""
+    return {one.party: one for one in _read_pairings(one.pairing for one in config.primaries)}
+
+
 def _read_pairings(paths: Iterable[Path]) -> Iterable[PrimaryPairing]:
     for path in paths:
         try:

@@ -12,7 +12,13 @@ from posthouse.config_recipients import RosterOrigin
 from posthouse.config_schema import Config
 from posthouse.interfaces.roster_door import RosterDoor
 from posthouse.node_process import Process, clock_us
-from posthouse.node_rosters import find_pairings, make_keys, make_roster_files, roster_socket
+from posthouse.node_rosters import (
+    find_pairings,
+    find_publishers,
+    make_keys,
+    make_roster_files,
+    roster_socket,
+)
 from posthouse.ports_alerts import AlertSink
 from posthouse.ports_https import Peer
 from posthouse.ports_roster import RosterSource
@@ -86,16 +92,18 @@ class RosterDuty:
             await peer.close()
 
     def _subscribe(self, config: Config) -> Sequence[Subscription]:
-        pairings = find_pairings(config)
+        pairings, publishers = find_pairings(config), find_publishers(config)
         paired: dict[str, HttpsPeer] = {}
         subscriptions = []
         for domain in config.domains:
             pairing, origin = pairings.get(domain.name), domain.roster
             if origin is None or pairing is None:
                 continue
-            if pairing.party not in paired:
-                paired[pairing.party] = self._connect(pairing)
-            source = self._make_source(domain.name, origin, paired[pairing.party])
+            # A backup in front of us may hand on what the owner made (`pairing` beside it).
+            asked = publishers.get(origin.place, pairing) if origin.kind == "primary" else pairing
+            if asked.party not in paired:
+                paired[asked.party] = self._connect(asked)
+            source = self._make_source(domain.name, origin, paired[asked.party])
             subscriptions.append(
                 Subscription(
                     keys=make_keys(domain.name, pairing),

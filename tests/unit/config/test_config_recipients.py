@@ -34,6 +34,10 @@ def write(folder: Path, recipients: str, rest: str = "", domain: str = "example.
         ({"primary": "p"}, RosterOrigin(kind="primary", place="p")),
         ({"primary": "p", "max_loss": 0}, RosterOrigin(kind="primary", place="p", max_loss=0)),
         (
+            {"primary": "p", "pairing": "y"},
+            RosterOrigin(kind="primary", place="p", pairing=Path("y")),
+        ),
+        (
             {"file": "x", "pairing": "y"},
             RosterOrigin(kind="file", place="x", pairing=Path("y")),
         ),
@@ -56,7 +60,6 @@ def test_read(value: Any, expected: object) -> None:
         ({"primary": "a", "file": "b"}, "needs one of"),
         ({"primary": ""}, "primary is not a text"),
         ({"primery": "a"}, "unknown key primery"),
-        ({"primary": "a", "pairing": "b"}, "needs no pairing"),
         ({"primary": "a", "max_loss": 101}, "101"),
         ("http://h.example/x", "loopback only"),
         ("https://u@h.example/x", "user before the host"),
@@ -100,6 +103,12 @@ def test_a_pairing_of_its_own(tmp_path: Path) -> None:
     [
         ('{ primary = "x" }', PRIMARY, "example.com", "no [[primary]] is x"),
         ('{ primary = "example.com" }', PRIMARY, "example.net", "is not about example.net"),
+        (
+            '{ primary = "x", pairing = "pairs/example.com.json" }',
+            PRIMARY,
+            "example.com",
+            "no [[primary]] is x",
+        ),
         ('"x.roster"', PRIMARY, "example.net", "nothing says who may sign it"),
         ('"x.roster"', "", "example.com", "nothing says who may sign it"),
         ('"missing.roster"', PRIMARY, "example.com", "cannot be read"),
