@@ -109,7 +109,8 @@ def _bind(address: str, port: int, *, shared: bool = True) -> socket.socket:
     Not shared it is a probe: the group would join that of another node of ours unseen.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # With the protocol named, asyncio switches Nagle off on what is accepted (uvloop always does).
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:

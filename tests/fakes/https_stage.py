@@ -43,7 +43,7 @@ def generous() -> PartyLimits:
 
 
 def bind() -> socket.socket:
-    listener = socket.socket()
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     listener.setblocking(False)

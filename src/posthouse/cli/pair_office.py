@@ -131,12 +131,17 @@ def make_offer(
         partner=partner,
     )
     document = _format_offer(own, token, roster_key)
-    write_private(carry, document, replace=False)
     target = own_path or _choose_own(side, partner)
+    former = read_private(target) if own_path is not None else None
+    # What we keep comes first: an offer that we do not know is worth nothing.
+    _write(side, target, format_own_pairing(own), replace=former is not None)
     try:
-        _write(side, target, format_own_pairing(own), replace=own_path is not None)
+        write_private(carry, document, replace=False)
     except BaseException:
-        carry.unlink(missing_ok=True)  # an offer that we do not know is worth nothing
+        if former is None:
+            target.unlink()
+        else:
+            write_private(target, former, replace=True)
         raise
     return Offer(
         carry=carry,

@@ -354,6 +354,22 @@ def test_self_signed_certificates_are_pinned(world: World) -> None:
 # --------------------------------------------------------------------------- mistakes
 
 
+@pytest.mark.parametrize("more", [[], ["--rotate"]])
+def test_an_offer_that_cannot_be_written(world: World, more: list[str]) -> None:
+    """What we keep is then as it was before."""
+    if more:
+        world.pair()
+    kept = world.primary.parent / "pairs" / "example.com.json"
+    before = kept.read_bytes() if more else None
+    nowhere = world.desk / "no" / "p.json"
+    done = CliRunner().invoke(
+        pair,
+        ["offer", "-c", str(world.primary), "--to", "mx2.example.net", "-o", str(nowhere), *more],
+    )
+    assert isinstance(done.exception, FileNotFoundError)
+    assert (kept.read_bytes() if kept.exists() else None) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
