@@ -28,9 +28,9 @@ def make_node(directory: Path, primary: Postfix) -> PosthouseNode:
 
 def never_down_again(node: PosthouseNode) -> bool:
     """After it came back the next hop was not taken for down or blocked."""
-    log = node.log()
-    back = log.rindex("is canary")
-    return "is down" not in log[back:] and "is blocked" not in log[back:]
+    told = [line for line in node.log().splitlines() if "/qmgr[" in line and "next hop" in line]
+    back = max(number for number, line in enumerate(told) if "is canary" in line)
+    return not any(" is down" in line or " is blocked" in line for line in told[back:])
 
 
 def test_greylisting_primary(tmp_path: Path) -> None:
