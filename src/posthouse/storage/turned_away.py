@@ -14,6 +14,7 @@ key of the digest is random, so nobody can aim.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import mmap
 import os
@@ -83,24 +84,24 @@ class TurnedAway:
 
 
 def _open(path: Path) -> int:
-    """A descriptor of a table that is whole; made beside and renamed, so nobody sees half of it."""
-    for _ in range(2):
+    """A descriptor of a table that is whole. Workers that start together take turns."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             if os.fstat(descriptor).st_size == _SIZE:
                 return descriptor
-            os.close(descriptor)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+            os.close(descriptor)  # an earlier version's
+        draft = path.with_name(f"{path.name}.new")
         made = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(made, os.urandom(_KEY_BYTES))
             os.ftruncate(made, _SIZE)
-        finally:
-            os.close(made)
-        if path.exists():  # of another size: an earlier version's
             os.replace(draft, path)
-            continue
-        with contextlib.suppress(FileExistsError):  # another worker was quicker
-            os.link(draft, path)
-        os.unlink(draft)
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            os.close(made)
+            raise
+        return made
+    finally:
+        os.close(folder)
