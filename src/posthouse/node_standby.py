@@ -50,7 +50,7 @@ class StandbyDuty:
             resolver=resolver,
             shuffle=random.Random().shuffle,
         )
-        self._connector = ProxyConnector(node_settings.make_out(config))
+        self._connector = ProxyConnector(node_settings.make_proxy_out(config))
         self._proxy = Proxy(self._connector, self._ways, max_sessions=1)
         self._desk = EtrnDesk(
             (),
