@@ -38,6 +38,10 @@ from posthouse.config_schema_peers import FurtherBackupConfig, HttpsConfig, Pair
 from posthouse.config_schema_pull import OdmrConfig, read_pulls
 from posthouse.errors import ConfigError
 
+_PRIMARYS_FILE = (
+    "is the configuration of a primary, with a party; this wants a backup's, posthouse.toml"
+)
+
 
 def load(file: str | Path, *, lists_may_wait: bool = False, check_files: bool = True) -> Config:
     """Read and check a configuration file. Raises ConfigError with all its mistakes.
@@ -50,6 +54,8 @@ def load(file: str | Path, *, lists_may_wait: bool = False, check_files: bool = 
     path = Path(file)
     text = read_text_file(path)
     table = parse_toml(path, text)
+    if "party" in table and "hostname" not in table:
+        raise ConfigError([f"{file}: {_PRIMARYS_FILE}"])
     findings = Findings(str(path), locate_keys(text))
     findings.lists_may_wait = lists_may_wait
     findings.check_files = check_files

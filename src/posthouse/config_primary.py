@@ -39,6 +39,10 @@ from posthouse.errors import ConfigError
 from posthouse.mail.roster import MAX_RULES
 from posthouse.proto.base_url import is_loopback
 
+_BACKUPS_FILE = (
+    "is the configuration of a backup, with a hostname; this wants a primary's, primary.toml"
+)
+
 
 def is_primary_file(file: str | Path) -> bool:
     """Tell whether a file is a primary's configuration: it has a `party`. Never raises."""
@@ -56,6 +60,8 @@ def load_primary(file: str | Path, *, check_files: bool = True) -> PrimaryConfig
     path = Path(file)
     text = read_text_file(path)
     table = parse_toml(path, text)
+    if "hostname" in table and "party" not in table:
+        raise ConfigError([f"{file}: {_BACKUPS_FILE}"])
     findings = Findings(str(path), locate_keys(text))
     findings.check_files = check_files
     config = _build(table, path.absolute(), findings)

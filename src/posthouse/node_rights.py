@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import time
 from collections.abc import Sequence
@@ -89,6 +90,15 @@ def _make_mail(config: PrimaryConfig) -> LinkMail | None:
     return LinkMailer(
         way,
         sender=config.pages.sender or f"postmaster@{config.party}",
-        hostname=config.hostname,
+        hostname=_make_hostname(config),
         now_s=time.time,
     )
+
+
+def _make_hostname(config: PrimaryConfig) -> str:
+    """For EHLO and Message-ID: a name, also where base_url has an address."""
+    try:
+        ipaddress.ip_address(config.hostname)
+    except ValueError:
+        return config.hostname
+    return config.party

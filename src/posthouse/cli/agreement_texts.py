@@ -7,7 +7,7 @@ from typing import Any
 
 from posthouse.cli.texts import tell_local, tell_size, tell_utc
 from posthouse.domain.agreement import EndedBy
-from posthouse.mail.recipes import Holder
+from posthouse.mail.recipes import Holder, tell_error
 from posthouse.observe import clean
 from posthouse.ports_agreements import ForwarderEntry, Grant
 
@@ -147,7 +147,7 @@ def describe_grant(grant: Grant) -> Iterator[str]:
 def holder_line(holder: Holder) -> str:
     """One server that stores an address."""
     if holder.error:
-        return f"{clean(holder.party)}  cannot be asked: {clean(holder.error)}"
+        return f"{clean(holder.party)}  cannot be asked: {clean(tell_error(holder.error))}"
     since = tell_local(holder.since_us) if holder.since_us else "-"
     return (
         f"{clean(holder.party)}  {clean(holder.host)}, preference {holder.preference}, "

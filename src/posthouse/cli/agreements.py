@@ -26,12 +26,15 @@ from posthouse.cli.agreement_texts import (
     holder_document,
     holder_line,
 )
-from posthouse.cli.main import DEFAULT_FILES, EX_NOTHING, config_option, inner_config_option
+from posthouse.cli.main import (
+    EX_NOTHING,
+    config_option,
+    find_either_config,
+    inner_config_option,
+)
 from posthouse.domain.agreement import State
-from posthouse.errors import ConfigError
 from posthouse.ports_agreements import AgreementQuery, GrantState
 
-_PRIMARY_FILES: Final = (Path("primary.toml"), Path("/etc/posthouse/primary.toml"))
 _PAGE: Final = 500
 _STATES: Final = sorted({one.name.lower() for one in (*State, *GrantState)})
 
@@ -65,23 +68,13 @@ async def _open(context: click.Context, granted: bool) -> AsyncIterator[HeldActs
     from posthouse.config_primary import is_primary_file, load_primary
     from posthouse.node_agreements_office import open_backup_office, open_primary_office
 
-    file = _find_file(context.obj)
+    file = find_either_config(context.obj)
     if is_primary_file(file):
         async with open_primary_office(load_primary(file, check_files=False)) as office:
             yield GrantedActs(office)
         return
     async with open_backup_office(load(file, check_files=False)) as (held, grants):
         yield GrantedActs(grants) if granted else HeldActs(held, grants.callbacks)
-
-
-def _find_file(given: Path | None) -> Path:
-    if given is not None:
-        return given
-    found = [path for path in (*_PRIMARY_FILES, *DEFAULT_FILES) if path.exists()]
-    if len(found) != 1:
-        there = " and ".join(map(str, found)) or "neither primary.toml nor posthouse.toml"
-        raise ConfigError([f"there is {there}; say which: --config FILE"])
-    return found[0]
 
 
 def _run(

@@ -10,6 +10,7 @@ import click
 
 from posthouse.cli.main import EX_CONFIG, config_option, find_config
 from posthouse.config import load
+from posthouse.config_pairs import load_backup_pairing
 from posthouse.config_primary import is_primary_file, load_primary
 from posthouse.config_recipients import RosterOrigin
 from posthouse.config_schema import Config, DomainConfig, format_reference
@@ -86,7 +87,10 @@ def _check_primary(file: Path, as_json: bool) -> int:
             f"  {domain.name}  from {', '.join(map(describe_source, domain.sources)) or 'rules'}"
             for domain in config.domains
         ]
-        told += [f"  backup: {', '.join(one.domains)} ({one.pairing})" for one in config.backups]
+        told += [
+            f"  {load_backup_pairing(one.pairing).party}  backs up {', '.join(one.domains)}"
+            for one in config.backups
+        ]
     if as_json:
         document = {"ok": not mistakes, "mistakes": mistakes, "warnings": list(warnings)}
         click.echo(json.dumps(document, indent=2))

@@ -131,6 +131,18 @@ def find_config(given: Path | None) -> Path:
     )
 
 
+def find_either_config(given: Path | None) -> Path:
+    """As `find_config`, for commands of both sides: the one file there is says which we are."""
+    if given is not None:
+        return given
+    found = [path for path in (*PRIMARY_FILES, *DEFAULT_FILES) if path.exists()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError([f"{' and '.join(map(str, found))} are there; say which: --config FILE"])
+    raise ConfigError(["there is neither primary.toml nor posthouse.toml; use --config FILE"])
+
+
 primary_config_option = click.option(
     "-c",
     "--config",

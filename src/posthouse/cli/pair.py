@@ -15,12 +15,10 @@ from pathlib import Path
 
 import click
 
-from posthouse.cli.main import DEFAULT_FILES
+from posthouse.cli.main import find_either_config
 from posthouse.cli.pair_office import Acceptance, Offer, accept_offer, make_offer
 from posthouse.cli.pair_side import Side, read_side
 from posthouse.errors import ConfigError
-
-_PRIMARY_FILES = (Path("primary.toml"), Path("/etc/posthouse/primary.toml"))
 
 _config = click.option(
     "-c",
@@ -75,7 +73,7 @@ def offer(
     replace: bool,
 ) -> int:
     """Make the file for the other side, and say what to do with it."""
-    side = read_side(_find_file(config_file), party=party, base_url=base_url, behind=behind)
+    side = read_side(find_either_config(config_file), party=party, base_url=base_url, behind=behind)
     carry = out or Path(f"{side.party}-for-{partner}.json")
     if carry.exists():
         raise ConfigError([f"{carry}: is there already; carry it over, or remove it"])
@@ -108,21 +106,10 @@ def accept(
     replace: bool,
 ) -> int:
     """Take the file that the other side made. It is good once."""
-    side = read_side(_find_file(config_file), party=party, behind=behind)
+    side = read_side(find_either_config(config_file), party=party, behind=behind)
     taken = accept_offer(side, file, rotate=rotate, replace=replace)
     click.echo("\n".join(tell_acceptance(side, file, taken)))
     return 0
-
-
-def _find_file(given: Path | None) -> Path:
-    if given is not None:
-        return given
-    found = [path for path in (*_PRIMARY_FILES, *DEFAULT_FILES) if path.exists()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError([f"{' and '.join(map(str, found))} are there; say which: --config FILE"])
-    raise ConfigError(["there is neither primary.toml nor posthouse.toml; use --config FILE"])
 
 
 # --------------------------------------------------------------------------- words
@@ -134,10 +121,11 @@ def tell_offer(side: Side, partner: str, made: Offer) -> Iterator[str]:
     yield f"Made {what} of {side.party} for {partner}: {made.carry} (mode 0600, holds secrets)."
     if made.domains:
         yield f"It is for {', '.join(made.domains)}."
+    yield f"They will call us at {side.base_url}; if that is not how they reach us: --base-url."
     if made.pinned:
         yield "It pins our certificate's key: make a new offer (--rotate) before that key changes."
     elif side.base_url.startswith("https:"):
-        yield f"They will verify the certificate of {side.base_url} as browsers do."
+        yield "They will verify our certificate as browsers do."
     yield ""
     step = 1
     if made.rotated:

@@ -6,27 +6,7 @@ from pathlib import Path
 
 import click
 
-from posthouse.errors import ConfigError
-
-PRIMARY_FILES = (Path("primary.toml"), Path("/etc/posthouse/primary.toml"))
-
-primary_config_option = click.option(
-    "-c",
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration file  [default: ./primary.toml, then /etc/posthouse/primary.toml]",
-)
-
-
-def find_primary_config(given: Path | None) -> Path:
-    """The file to read: the one given, else the first default that exists."""
-    if given is not None:
-        return given
-    for candidate in PRIMARY_FILES:
-        if candidate.exists():
-            return candidate
-    raise ConfigError([f"there is neither ./{PRIMARY_FILES[0]} nor {PRIMARY_FILES[1]}; use -c"])
+from posthouse.cli.main import find_primary_config, primary_config_option
 
 
 @click.group()

@@ -115,7 +115,9 @@ def _tell(
     for report in reports:
         click.echo("\n".join(tell_report(report)))
     for name, error in failures:
-        click.echo(f"{name}: not made: {error.detail}", err=True)
+        remedy = "; if that is meant: --accept-loss" if isinstance(error, PublishRefused) else ""
+        what = error.detail.removeprefix(f"{name}: ")
+        click.echo(f"{name}: not made: {what}{remedy}", err=True)
 
 
 def tell_report(report: BuildReport) -> list[str]:

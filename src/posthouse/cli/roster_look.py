@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from posthouse.cli.main import EX_NOTHING, config_option, find_config
+from posthouse.cli.main import EX_NOTHING, config_option, find_either_config
 from posthouse.cli.roster_side import NoRoster, RosterSide, open_side
 from posthouse.cli.texts import tell_size
 from posthouse.config_pairs import load_primary_pairing
@@ -25,6 +25,7 @@ from posthouse.mail.roster import RosterHeader
 from posthouse.mail.wire_text import parse_time
 from posthouse.node_process import clock_us
 from posthouse.node_rosters import make_keys
+from posthouse.observe import clean
 from posthouse.ports_roster import RosterKeys
 from posthouse.proto import roster_delta
 from posthouse.proto.roster_file import MAX_HEAD_BYTES, BodyCheck, Head, parse_head
@@ -130,7 +131,7 @@ def _find_keys(
     if pairing_file is not None:
         return make_keys(header.domain, load_primary_pairing(pairing_file))
     try:
-        return open_side(find_config(config_file)).find_keys(header.domain)
+        return open_side(find_either_config(config_file)).find_keys(header.domain)
     except ConfigError:
         if config_file is not None:
             raise
@@ -177,7 +178,7 @@ def _tell_header(header: dict[str, Any]) -> Iterator[str]:
     yield f"  policy      blocking {policy['blocking']}, when stale {policy['when_stale']}"
     yield f"  signed by   {header['publisher']['party']}, key {header['publisher']['key_id']}"
     for rule in header["rules"][:_SHOWN_RULES]:
-        yield f"  rule        {rule['action']:<8}{json.dumps(rule['match'])[1:-1]}"
+        yield f"  rule        {rule['action']:<8}{clean(rule['match'])}"
     if len(header["rules"]) > _SHOWN_RULES:
         yield f"              and {len(header['rules']) - _SHOWN_RULES} more rules"
 
@@ -216,7 +217,7 @@ def try_address(
         raise click.UsageError("the null path is no mailbox")
     side = None
     if file is None or pairing_file is None:
-        side = open_side(find_config(config_file))
+        side = open_side(find_either_config(config_file))
     body, keys = _open_roster(mailbox.domain, file, pairing_file, side)
     try:
         header = body.head.header

@@ -25,7 +25,7 @@ from starlette.routing import BaseRoute, Route
 from posthouse import observe
 from posthouse.domain.client_network import client_network, plain_address
 from posthouse.errors import PeerFailure, StorageError
-from posthouse.mail.recipes import Refusal
+from posthouse.mail.recipes import Refusal, tell_error
 from posthouse.ports_rights import Visit
 from posthouse.services.user_rights import UserRights
 
@@ -111,6 +111,7 @@ class _Pages:
         )
         self._templates.filters["day"] = tell_day
         self._templates.filters["moment"] = tell_moment
+        self._templates.filters["tell_error"] = tell_error
         self._style = self._read("style.css")
 
     def _read(self, name: str) -> str:

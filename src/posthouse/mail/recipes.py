@@ -125,6 +125,23 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
+_ERRORS: Final = {
+    "url": "it has moved, and has not told where to",
+    "dns": "its name is not found",
+    "connect": "it cannot be reached",
+    "tls": "its certificate is not the one agreed on",
+    "timeout": "no answer in time",
+    "protocol": "its answer makes no sense",
+    "redirect": "it sent us elsewhere",
+    "too_large": "its answer is too large",
+}
+
+
+def tell_error(error: str) -> str:
+    """Why a party could not be asked, in words where it is one of the stages of PeerFailure."""
+    return _ERRORS.get(error, error)
+
+
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """What passed for one address. last_message_us 0: nothing yet."""
 

@@ -38,6 +38,7 @@ NEW_A_MINUTE: Final = 1_000
 # Answers `no_such_user` to one forwarder about one domain. An honest one asks about addresses
 # that a roster vouched for, so it hears the word when somebody has just left.
 UNKNOWN_AN_HOUR: Final = 600
+PAGE: Final = 1_000
 
 
 class ForwarderTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +101,7 @@ class Granter:
         self._clock_us = clock_us
         self._fresh: dict[tuple[str, str], Allowance] = {}
         self._unknown: dict[tuple[str, str], Allowance] = {}
+        self._policy_urls: dict[str, str] = {}  # by forwarder, as all its grants have them
 
     def reload(self, settings: GranterSettings) -> None:
         """Put new settings in force."""
@@ -170,7 +172,30 @@ class Granter:
             observe.note("agreements", f"{party}: request refused: {error.refusal.detail}")
             return error.refusal
         self._log(party, looked_up, results)
+        await self._follow_move(party, terms, asked.policy_negotiation_url)
         return [results[recipe.recipe_id] for recipe in asked.recipes]
+
+    async def _follow_move(self, party: str, terms: ForwarderTerms, url: str) -> None:
+        """A forwarder that moved names its new URL with its next request: for older grants too.
+
+        Only those are changed that cannot be called any more, since they lie outside its base.
+        """
+        if self._policy_urls.get(party) == url:
+            return
+        after = ""
+        while page := await self._book.list(forwarder_id=party, after=after, limit=PAGE):
+            after = page[-1].agreement_id
+            moved = [
+                grant.recipe_id
+                for grant in page
+                if not self._lies_under(terms.policy_base, grant.policy_url)
+            ]
+            await self._book.settle(
+                party,
+                moved,
+                lambda _, known: known and moves.note_url(known, url, now_us=self._clock_us()),
+            )
+        self._policy_urls[party] = url
 
     async def _look_up(self, terms: ForwarderTerms, recipe: Recipe) -> _Asked:
         mailbox = _parse(recipe.address)

@@ -218,5 +218,10 @@ def move(grant: Grant, state: GrantState, *, now_us: int, **members: object) -> 
     return _change(grant, now_us, state=state, **members)
 
 
+def note_url(grant: Grant, policy_url: str, *, now_us: int) -> Grant:
+    """Its forwarder is called elsewhere from now on."""
+    return _change(grant, now_us, policy_url=policy_url)
+
+
 def _change(grant: Grant, now_us: int, **members: object) -> Grant:
     return msgspec.structs.replace(grant, changed_us=now_us, **members)

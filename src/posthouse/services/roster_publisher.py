@@ -208,13 +208,14 @@ class RosterPublisher:
         if error.detail == desk.problem:
             return
         desk.problem = error.detail
-        observe.trouble("publish", f"{domain}: the roster of before stays in force", error)
+        what = error.detail.removeprefix(f"{domain}: ")
+        observe.trouble("publish", f"{domain}: the roster of before stays in force: {what}")
         remedy = (
-            "see that this is meant, then posthouse roster build --accept-loss"
+            "if that is meant: posthouse roster build --accept-loss"
             if isinstance(error, PublishRefused)
             else "mend it; backups go on with the roster of before until that expires"
         )
-        self._alerts.raise_(ALERT_KIND, domain, observe.clean(error.detail), remedy)
+        self._alerts.raise_(ALERT_KIND, domain, observe.clean(what), remedy)
 
     # ------------------------------------------------------------------ for the door
 

@@ -217,9 +217,7 @@ class RosterMaker:
                 return report
             loss = find_loss(header, before, max_loss_percent=order.max_loss)
             if loss and not accept_loss:
-                raise PublishRefused(
-                    f"{order.domain}: {loss}; posthouse roster build --accept-loss"
-                )
+                raise PublishRefused(f"{order.domain}: {loss}")
         return self._put_in_force(order.domain, key, shelf, state, header, body, before, report)
 
     def _put_in_force(

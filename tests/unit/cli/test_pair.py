@@ -146,6 +146,7 @@ def test_what_is_next_is_said(world: World) -> None:
     """Each command names the next one, and the tables for the configuration."""
     there, words = world.offer(world.primary, "mx2.example.net", "p.json")
     assert "posthouse pair accept p.json" in words
+    assert "call us at https://mail.example.com:8447/; if" in words
     assert 'own     = "pairs/example.com.json"' in words
     words = world.run(world.backup, "accept", str(there))
     assert f"posthouse pair offer -c {world.backup} --to example.com" in words

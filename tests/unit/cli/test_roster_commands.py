@@ -201,6 +201,21 @@ def test_root_builds_as_who_owns_the_data() -> None:
         assert {path.stat().st_uid for path in made} == {nobody.pw_uid}
 
 
+def test_the_file_that_is_there_says_which_side(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --config `test` takes primary.toml where that is the only one; two want a choice."""
+    desk.run("keygen")
+    desk.run("build")
+    monkeypatch.chdir(desk.root)
+    arguments = ["roster", "test", "alice@example.com"]
+    done = CliRunner().invoke(posthouse_command, arguments, standalone_mode=False)
+    assert done.return_value == 0, done.exception
+    (desk.root / "posthouse.toml").touch()
+    done = CliRunner().invoke(posthouse_command, arguments, standalone_mode=False)
+    assert "say which: --config FILE" in str(done.exception)
+
+
 def test_the_primary_looks_into_what_it_made(desk: Desk) -> None:
     """`inspect` and `test` work beside the primary too, with its own keys and rosters."""
     desk.run("keygen")

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from posthouse.cli.main import posthouse_command
+from posthouse.config import load
 from posthouse.config_primary import is_primary_file, load_primary
 from posthouse.config_primary_schema import SECTIONS, format_reference
 from posthouse.config_primary_values import SHIPPED_RULES, make_trap_rules
@@ -193,6 +194,21 @@ def test_check_knows_whose_file_it_is(tmp_path: Path) -> None:
     done = CliRunner().invoke(posthouse_command, ["check", "-c", str(file)], standalone_mode=False)
     assert done.return_value == 78
     assert ":5: domain.sources: 'fiel'" in done.stderr
+
+
+def test_the_other_sides_file_is_named_as_such(tmp_path: Path) -> None:
+    """A command for one side says whose file it got, not that every key of it is unknown."""
+    primary, backup = tmp_path / "primary.toml", tmp_path / "posthouse.toml"
+    primary.write_text('party = "example.com"\nbase_url = "https://mail.example.com/"\n')
+    backup.write_text('hostname = "mx2.example.net"\n')
+    with pytest.raises(ConfigError) as wrong:
+        load(primary)
+    assert len(wrong.value.mistakes) == 1
+    assert "configuration of a primary" in wrong.value.mistakes[0]
+    with pytest.raises(ConfigError) as wrong:
+        load_primary(backup)
+    assert len(wrong.value.mistakes) == 1
+    assert "configuration of a backup" in wrong.value.mistakes[0]
 
 
 def test_trap_rules_match_their_traps_alone() -> None:

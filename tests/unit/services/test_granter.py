@@ -72,6 +72,25 @@ async def complete(world: World, result: RecipeResult, **members: object) -> Ref
 # --------------------------------------------------------------------------- requests
 
 
+async def test_a_forwarder_that_moved_is_found_with_its_next_request() -> None:
+    """Older agreements are called at the new URL, whatever page of the book they are on."""
+    world = World("alice", "bob")
+    [old] = await ask(world, recipe("alice", 1))
+    await complete(world, old)
+    new_base = "https://moved.example.net:9/"
+    settings = world.settings
+    terms = msgspec.structs.replace(settings.forwarders[BACKUP], policy_base=new_base)
+    world.granter.reload(
+        msgspec.structs.replace(settings, forwarders={**settings.forwarders, BACKUP: terms})
+    )
+    moved = request(recipe("bob", 2), policy_negotiation_url=new_base + "v1/policy")
+    assert not isinstance(await world.granter.request(BACKUP, moved), Refusal)
+    grant = await world.granter_book.find(old.agreement_id)
+    assert grant is not None
+    assert grant.policy_url == new_base + "v1/policy"
+    assert grant.state is GrantState.AGREED
+
+
 async def test_each_status_in_the_order_of_the_recipes() -> None:
     """Granted, unknown, another's domain: each recipe has its own answer."""
     world = World("alice")
