@@ -123,7 +123,11 @@ class EmbeddedSpool:
             files_gone=self._drop_unlinked,
             wal_pages=settings.wal_pages,
             incoming=self._memory,
+            left=opened.left,
+            left_why=opened.left_why,
         )
+        if opened.left_why is not None:
+            self._failed(opened.left_why)
         self._writer.start()
         self._compact = self._loop.call_later(settings.compact_seconds, self._look_for_dead)
 

@@ -10,13 +10,14 @@ its recipients by then gets no row at all: only the mark moves past its record.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from posthouse.errors import StorageError
 from posthouse.ports import Outcome, Settlement
 from posthouse.storage.spool_accept import Accept
-from posthouse.storage.spool_batch import Batch
+from posthouse.storage.spool_batch import Batch, Placed
 from posthouse.storage.spool_clock import DueClock
+from posthouse.storage.spool_recovery import Left
 
 
 class _Run:
@@ -24,7 +25,7 @@ class _Run:
 
     __slots__ = ("accepts", "end", "segment")
 
-    def __init__(self, segment: int, end: int, accepts: list[Accept]) -> None:
+    def __init__(self, segment: int, end: int, accepts: list[Placed]) -> None:
         self.segment = segment
         self.end = end
         self.accepts = accepts
@@ -42,6 +43,18 @@ class LateRows:
         self.count = 0
         self.failure: StorageError | None = None
 
+    def take_over(self, left: Sequence[Left], failure: StorageError) -> None:
+        """Begin with what a start could not take in."""
+        for segment, end, records in left:
+            self._runs.append(_Run(segment, end, [*records]))
+            self.count += sum(len(record.envelope.recipients) for record in records)
+        self.failure = failure
+
+    @property
+    def segments(self) -> Set[int]:
+        """Where the records lie."""
+        return {run.segment for run in self._runs}
+
     def add(self, placed: list[Accept], *, segment: int, end: int) -> None:
         """Remember flushed messages, and give them their due times."""
         self._stamp(placed)
@@ -51,9 +64,9 @@ class LateRows:
             last.accepts += placed
             last.end = end
         else:
-            self._runs.append(_Run(segment, end, placed))
+            self._runs.append(_Run(segment, end, [*placed]))
 
-    def _stamp(self, accepts: list[Accept]) -> None:
+    def _stamp(self, accepts: Sequence[Placed]) -> None:
         due_us = self._due.open_batch(len(accepts))
         for accept in accepts:
             accept.due_us = due_us

@@ -16,7 +16,7 @@ from posthouse.storage.segments import Layout
 from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_disk import Disk, translate
-from posthouse.storage.spool_recovery import remove_strays, take_in_records
+from posthouse.storage.spool_recovery import Left, remove_strays, take_in_records
 from posthouse.storage.spool_unsettled import Unsettled
 
 
@@ -44,7 +44,7 @@ class SpoolSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What `open_shard` made."""
+    """What `open_shard` made. left: records whose rows could not be written; left_why: or None."""
 
     layout: Layout
     disk: Disk
@@ -56,6 +56,8 @@ class Opened:
     listings: apsw.Connection
     stamp_us: int
     unsettled: Unsettled
+    left: list[Left]
+    left_why: StorageError | None
 
 
 def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opened:
@@ -74,10 +76,10 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
         batch = Batch(connection, due)
         due.start_behind(batch.stamp_us)
         unsettled = Unsettled(layout.unsettled, disk)
-        taken = take_in_records(connection, batch, layout, due)
+        taken, left, left_why = take_in_records(connection, batch, layout, due)
         if taken:
             observe.note("spool", f"took in {taken} messages that a crash had left in segments")
-        _tidy(connection, layout)
+        _tidy(connection, layout, strays=not left)
         parent = layout.directory.parent
         above = {parent, parent.parent, *made, *(path.parent for path in made)}
         for path in (layout.segments, layout.private, layout.directory, *above):
@@ -103,17 +105,20 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
         listings=listings,
         stamp_us=batch.stamp_us,
         unsettled=unsettled,
+        left=left,
+        left_why=left_why,
     )
 
 
-def _tidy(connection: apsw.Connection, layout: Layout) -> None:
+def _tidy(connection: apsw.Connection, layout: Layout, *, strays: bool) -> None:
     """Begin with an empty WAL and without stray files, if the disk lets us.
 
     A full disk must not keep a shard shut: draining it is what makes room.
     """
     try:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        remove_strays(connection, layout)  # only now is durable what the rows say
+        if strays:
+            remove_strays(connection, layout)  # only now is durable what the rows say
     except (apsw.Error, OSError) as error:
         observe.trouble("spool", "tidying at the start", error)
 

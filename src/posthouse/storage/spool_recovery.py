@@ -6,22 +6,26 @@ appended by transactions that a power cut may have undone. Each such record whos
 checksums hold was flushed, or at least written, whole: it is taken in again,
 unless its message is there. Copies made by compaction are passed over: until the move
 is durable the original counts. A record that rotted is told of and passed over, and
-its segment kept under another name. See docs/durability.md.
+its segment kept under another name. What a full or damaged database does not take stays
+with the writer, which tries again: the shard opens all the same, since sending what it
+has may be what makes room. See docs/durability.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 from zlib import crc32
 
 import apsw
 
 from posthouse import observe
-from posthouse.errors import BodyDamaged
+from posthouse.errors import BodyDamaged, StorageError
 from posthouse.mail.envelope import Client, Envelope
-from posthouse.mail.queueid import parse_queue_id
+from posthouse.mail.queueid import parse_queue_id, time_us_of
 from posthouse.storage.segments import (
     HEADER_BYTES,
     MAGICS,
@@ -34,6 +38,7 @@ from posthouse.storage.segments import (
 )
 from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
+from posthouse.storage.spool_disk import translate
 
 _BATCH = 64
 _PIECE = 1 << 18
@@ -75,29 +80,53 @@ class Found:
         self.due_us = 0
 
 
+class Left(NamedTuple):
+    """Neighbours in a segment whose rows could not be written; end: where it ends behind them."""
+
+    segment: int
+    end: int
+    records: list[Found]
+
+
 def take_in_records(
     connection: apsw.Connection, batch: Batch, layout: Layout, due: DueClock
-) -> int:
+) -> tuple[int, list[Left], StorageError | None]:
     """Insert messages that the segments have and the database not; returns how many.
 
-    Raises apsw.Error, OSError.
+    And what it refused, with the reason. From the first refusal on nothing more is
+    inserted: no mark may come to lie behind a record without a row. Raises apsw.Error, OSError.
     """
     row = connection.execute("SELECT id, size FROM segment ORDER BY id DESC LIMIT 1").fetchone()
     newest, known = row if row is not None else (0, 0)
     taken = 0
+    left: list[Left] = []
+    failure: StorageError | None = None
     for number in layout.segment_numbers():
         if number < newest:
             continue
-        found: list[Found] = []
-        begin = known if number == newest else 0
-        for record in _records(layout, number, begin):
-            found.append(record)
-            if len(found) == _BATCH:
-                taken += _insert(connection, batch, layout, due, found, number)
-                found = []
-        if found:
-            taken += _insert(connection, batch, layout, due, found, number)
-    return taken
+        for found in _batches(_records(layout, number, known if number == newest else 0)):
+            fresh = [record for record in found if _is_missing(connection, layout, record)]
+            if not fresh:
+                continue
+            end = found[-1].end
+            if failure is None:
+                try:
+                    _insert(connection, batch, due, fresh, number, end)
+                    taken += len(fresh)
+                    continue
+                except apsw.Error as error:
+                    failure = translate(error, "cannot take in what a crash left")
+                    failure.__cause__ = error
+                    batch.load_domains()
+            left.append(Left(number, end, fresh))
+            stamps = [time_us_of(record.queue_id) for record in fresh]
+            batch.stamp_us = max(batch.stamp_us, *stamps)
+    return taken, left, failure
+
+
+def _batches(records: Iterator[Found]) -> Iterator[list[Found]]:
+    while found := list(itertools.islice(records, _BATCH)):
+        yield found
 
 
 def _records(layout: Layout, number: int, at: int) -> Iterator[Found]:
@@ -193,24 +222,27 @@ def _crc_of(fd: int, at: int, size: int) -> int:
 def _insert(
     connection: apsw.Connection,
     batch: Batch,
-    layout: Layout,
     due: DueClock,
-    found: list[Found],
+    fresh: list[Found],
     number: int,
-) -> int:
-    fresh = [record for record in found if _is_missing(connection, layout, record)]
-    if fresh:
-        for due_us, record in enumerate(fresh, due.open_batch(len(fresh))):
-            record.due_us = due_us
+    end: int,
+) -> None:
+    for due_us, record in enumerate(fresh, due.open_batch(len(fresh))):
+        record.due_us = due_us
+    try:
         with connection:
-            batch.insert(fresh, segment=number, end=found[-1].end)
-    return len(fresh)
+            batch.insert(fresh, segment=number, end=end)
+    finally:
+        due.close_batch()  # readers may see them, without waiting for another transaction
 
 
 def _is_missing(connection: apsw.Connection, layout: Layout, record: Found) -> bool:
     known = "SELECT 1 FROM message WHERE queue_id = ?"
-    if connection.execute(known, (record.queue_id,)).fetchone() is not None:
-        return False
+    try:
+        if connection.execute(known, (record.queue_id,)).fetchone() is not None:
+            return False
+    except apsw.CorruptError:
+        pass  # if its row is on that page, it will not be inserted twice
     if record.segment != PRIVATE:
         return True
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -62,15 +62,18 @@ class Upkeep:
         self._wal_pages = pages
         return apsw.SQLITE_OK
 
-    def between_batches(self, *, idle: bool) -> None:
-        """Do what is due, a bounded piece of it."""
+    def between_batches(self, *, idle: bool, keep: Set[int] = frozenset()) -> None:
+        """Do what is due, a bounded piece of it.
+
+        keep: segments that are not as empty as they look.
+        """
         self._batches += 1
         try:
             if self._unlinking is not None and self._unlinking.done():
                 self._note_removed(self._unlinking)
             if self.removed and (idle or self._batches >= _PATIENCE_BATCHES):
                 self._batches = 0
-                self._remove_files()
+                self._remove_files(keep)
             if self._wal_pages >= self._checkpoint_at:
                 self._checkpoint()
             elif self._shrink and idle:
@@ -82,7 +85,7 @@ class Upkeep:
 
     # ------------------------------------------------------------------ files
 
-    def _remove_files(self) -> None:
+    def _remove_files(self, keep: Set[int]) -> None:
         """Unlink segments and private files that hold no message.
 
         First the WAL is flushed: a crash must not bring back rows without their
@@ -92,7 +95,9 @@ class Upkeep:
         if self.wal_suspect or self._unlinking is not None:
             return
         row: Any = self._connection.execute(schema.GONE).fetchone()
-        segments, private = json.loads(row[0]), json.loads(row[1])
+        empty, private = json.loads(row[0]), json.loads(row[1])
+        segments = [number for number in empty if number not in keep]
+        later = len(segments) < len(empty)
         if self._segments.is_open and self._segments.number in segments:
             if self._segments.worth_giving_back:
                 self._segments.seal()
@@ -103,7 +108,7 @@ class Upkeep:
                 return
             self._unlinking = self._unlinker.submit(self._unlink, segments, private)
             self._unlinking.add_done_callback(lambda _: self._wake())
-        self.removed = False
+        self.removed = later
 
     def _unlink(self, segments: list[int], private: list[int]) -> tuple[list[int], list[int]]:
         paths = [self._layout.segment_path(number) for number in segments]

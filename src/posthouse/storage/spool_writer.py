@@ -46,6 +46,7 @@ from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_disk import Disk, translate
 from posthouse.storage.spool_incoming import Memory
 from posthouse.storage.spool_late import LateRows
+from posthouse.storage.spool_recovery import Left
 from posthouse.storage.spool_unsettled import Unsettled
 from posthouse.storage.spool_upkeep import Upkeep
 
@@ -86,6 +87,8 @@ class Writer:
         files_gone: Callable[[], None],
         wal_pages: int,
         incoming: Memory,
+        left: Sequence[Left],
+        left_why: StorageError | None,
     ) -> None:
         self._incoming = incoming
         self._connection = connection
@@ -119,7 +122,9 @@ class Writer:
         self._stopping = False
         self._wal_fd: int | None = None
         self._late = LateRows(due)
-        self.lags = False  # read in the loop: messages were told of whose rows are to come
+        self.lags = bool(left)  # read in the loop: messages are there whose rows are to come
+        if left_why is not None:
+            self._late.take_over(left, left_why)
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
 
     def start(self) -> None:
@@ -243,9 +248,12 @@ class Writer:
             self._write_rows()
 
     def _keep_up(self, *, idle: bool) -> None:
-        # With rows to come, a segment that looks empty may not be.
+        # With rows to come, a segment that looks empty may not be. They come soon, unless
+        # they cannot be written: then it may be just what is given back that makes room.
         if not self._late.count:
             self._upkeep.between_batches(idle=idle)
+        elif self._late.failure is not None:
+            self._upkeep.between_batches(idle=idle, keep=self._late.segments)
 
     def _turn(self) -> bool:
         """Do what was handed over; True when there was more of it than fits one batch."""
@@ -419,7 +427,7 @@ class Writer:
             if settlements:
                 self._batch.settle(settlements)
             execute("COMMIT")
-        except (apsw.Error, OSError, UnicodeError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever it is, the thread must live: mail was answered
             self._roll_back()
             failure = translate(error, "cannot commit")
             failure.__cause__ = error

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import apsw
 import pytest
 
 from fakes.failing_disk import (
@@ -25,7 +26,9 @@ from fakes.failing_disk import (
 )
 from posthouse.errors import StorageBroken, StorageError, StorageFull
 from posthouse.ports import Claim, Outcome, Settlement
+from posthouse.storage import schema
 from posthouse.storage.spool import EmbeddedSpool
+from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_disk import Disk
 from posthouse.storage.spool_health import Health
 
@@ -209,6 +212,132 @@ async def test_a_start_takes_in_what_the_database_never_took(tmp_path: Path) -> 
     assert sorted(found) == kept
     assert len(found[kept[1]].recipients) == len(MANY)
     await again.close()
+
+
+async def claim_all(spool: EmbeddedSpool) -> set[int]:
+    found = await spool.claim(
+        "example.com", after=None, now_us=T0 + 10**9, max_messages=1000, max_bytes=1 << 20
+    )
+    return {message.queue_id for message in found.messages}
+
+
+async def test_what_a_start_took_in_is_due_at_once(tmp_path: Path) -> None:
+    """The relay sees it though nothing else is written: no other mail need come first."""
+    spool = await open_spool(tmp_path / "shard")
+    await limit_pages(spool, 1)
+    queue_id = await accept(spool, b"durable", *MANY)
+    await spool.close()
+    again = await open_spool(tmp_path / "shard", clock_us=Ticks(T0 + 1000))
+    assert await claim_all(again) == {queue_id}
+    await again.close()
+
+
+async def test_a_full_database_does_not_keep_a_shard_shut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has is sent, what was answered waits for room, over more than one start."""
+    directory = tmp_path / "shard"
+    spool = await open_spool(directory)
+    old = await accept(spool, b"old")
+    await everything(spool)
+    await limit_pages(spool, 1)
+    kept = {await accept(spool, b"durable", *MANY)}
+    await until(lambda: spool.intake_problem() is not None)
+    await spool.close()
+
+    def open_full(path: Path) -> apsw.Connection:
+        connection = open_to_write(path)
+        connection.pragma("max_page_count", 1)
+        return connection
+
+    open_to_write = schema.open_to_write
+    monkeypatch.setattr(schema, "open_to_write", open_full)
+    for _ in range(2):
+        full = await open_spool(directory, clock_us=Ticks(T0 + 1000))
+        assert full.intake_problem() is not None
+        with pytest.raises(StorageFull):
+            full.begin()
+        assert await claim_all(full) == {old}
+        await full.close()
+    full = await open_spool(directory)
+    await full.settle([Settlement(old, 0, Outcome.DELIVERED)])
+    await limit_pages(full, 1 << 30)
+    await comes_back(full)
+    assert await claim_all(full) == kept
+    [queue_id] = kept
+    assert queue_id < (newer := await accept(full, b"newer"))
+    await full.close()
+    monkeypatch.undo()
+    again = await open_spool(directory)
+    assert set(await everything(again)) == {queue_id, newer}
+    assert await read_body(again, queue_id) == b"durable"
+    await again.close()
+
+
+async def test_a_large_message_waits_for_its_rows_over_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No start takes its file for one that nobody names."""
+    directory = tmp_path / "shard"
+    spool = await open_spool(directory)
+    await everything(spool)
+    await limit_pages(spool, 1)
+    queue_id = await accept(spool, bytes(LARGE), *MANY)
+    await until(lambda: spool.intake_problem() is not None)
+    await spool.close()
+    insert = Batch.insert
+
+    def refuse(*_: object, **__: object) -> None:
+        raise apsw.CorruptError("a page is damaged")
+
+    monkeypatch.setattr(Batch, "insert", refuse)
+    for _ in range(2):
+        broken = await open_spool(directory)
+        assert broken.intake_problem() is not None
+        assert await everything(broken) == {}
+        await broken.close()
+    monkeypatch.setattr(Batch, "insert", insert)
+    again = await open_spool(directory)
+    assert await read_body(again, queue_id) == bytes(LARGE)
+    await again.close()
+
+
+async def test_room_is_made_while_rows_cannot_be_written(tmp_path: Path) -> None:
+    """Empty segments are given back, but not one with a record whose rows are to come."""
+    settings = small_settings(segment_bytes=6000)
+    spool = await open_spool(tmp_path / "shard", settings=settings)
+    gone = [await accept(spool, bytes(7000)), await accept(spool, b"in the segment behind")]
+    await everything(spool)
+    await limit_pages(spool, 1)
+    queue_id = await accept(spool, b"durable", *MANY)
+    await until(lambda: spool.intake_problem() is not None)
+    first, second = sorted((tmp_path / "shard" / "segments").iterdir())
+    await spool.settle([Settlement(q, 0, Outcome.DELIVERED) for q in gone])
+    await until(lambda: not first.exists())
+    assert second.exists()
+    await limit_pages(spool, 1 << 30)
+    await comes_back(spool)
+    assert await read_body(spool, queue_id) == b"durable"
+    await spool.settle([Settlement(queue_id, seq, Outcome.DELIVERED) for seq in range(len(MANY))])
+    await until(lambda: not second.exists())
+    await spool.close()
+
+
+async def test_a_fault_of_ours_costs_no_answered_mail(
+    spool: EmbeddedSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with the rows, the writer lives and writes them later."""
+    insert = Batch.insert
+
+    def stumble(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Batch, "insert", stumble)
+    queue_id = await accept(spool, b"durable")
+    await until(lambda: spool.intake_problem() is not None)
+    monkeypatch.setattr(Batch, "insert", insert)
+    await comes_back(spool)
+    assert list(await everything(spool)) == [queue_id]
 
 
 async def test_what_has_no_row_yet_is_not_taken_as_settled(tmp_path: Path) -> None:
