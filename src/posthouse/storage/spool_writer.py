@@ -311,7 +311,11 @@ class Writer:
 
     def _write_rows(self) -> StorageError | None:
         """Write the rows that are to come; returns why not. They stay to come then."""
-        return self._transact([])
+        error = self._transact([])
+        if error is not None and _is_damage(error) and not self._rebuilt:
+            self._repair_index()
+            error = self._transact([])
+        return error
 
     def _settle_together(self, settles: list[Settle]) -> None:
         error = self._transact(settles)

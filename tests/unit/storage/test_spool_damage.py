@@ -181,6 +181,18 @@ async def test_a_damaged_index_is_written_afresh(tmp_path: Path) -> None:
     await spool.close()
 
 
+async def test_an_index_that_takes_no_rows_is_written_afresh(tmp_path: Path) -> None:
+    """Its last page is where new mail goes: answered mail must not wait for a reader to see it."""
+    ids = await fill(tmp_path / "shard", 400)
+    overwrite_page(tmp_path / "shard", leaf_pages(tmp_path / "shard", "waiting")[-1])
+    spool = await open_spool(tmp_path / "shard", clock_us=Ticks(T0 + 1_000_000))
+    ids.append(await accept(spool, b"new"))
+    await spool._writer.put_rows()
+    assert not spool._writer.lags
+    assert await read_all(spool) == set(ids)
+    await spool.close()
+
+
 async def test_a_database_that_is_none_is_refused_as_broken(tmp_path: Path) -> None:
     """A start over garbage fails with StorageBroken, and leaves it as it was."""
     await three(tmp_path)
