@@ -34,7 +34,8 @@ class _Run:
 class LateRows:
     """Used by the writer thread alone.
 
-    count: recipients' rows to come; failure: why their transaction failed last, or None.
+    count: recipients' rows to come; failure: why their transaction failed last, or None;
+    noted: what was delivered of them meanwhile and is remembered elsewhere.
     """
 
     def __init__(self, due: DueClock) -> None:
@@ -42,12 +43,21 @@ class LateRows:
         self._runs: list[_Run] = []
         self.count = 0
         self.failure: StorageError | None = None
+        self.noted: list[Settlement] = []
 
-    def take_over(self, left: Sequence[Left], failure: StorageError) -> None:
+    def take_over(
+        self, left: Sequence[Left], failure: StorageError, *, delivered: Set[tuple[int, int]]
+    ) -> None:
         """Begin with what a start could not take in."""
         for segment, end, records in left:
             self._runs.append(_Run(segment, end, [*records]))
             self.count += sum(len(record.envelope.recipients) for record in records)
+            self.noted += [
+                Settlement(record.queue_id, seq, Outcome.DELIVERED)
+                for record in records
+                for seq in range(len(record.envelope.recipients))
+                if (record.queue_id, seq) in delivered
+            ]
         self.failure = failure
 
     @property
@@ -77,14 +87,15 @@ class LateRows:
 
         Returns the settlements that are left to do: not those of messages that need no row.
         """
-        through = self._find_delivered(settlements) if settlements else frozenset()
+        settlements = [*self.noted, *settlements] if self.noted else settlements
+        through = self._find_through(settlements) if settlements else frozenset()
         for run in self._runs:
             if self.failure is not None:  # readers may have come past the times of before
                 self._stamp(run.accepts)
             batch.insert(run.accepts, segment=run.segment, end=run.end, without=through)
         return [s for s in settlements if s.queue_id not in through] if through else settlements
 
-    def _find_delivered(self, settlements: list[Settlement]) -> Set[int]:
+    def _find_through(self, settlements: list[Settlement]) -> Set[int]:
         delivered = {(s.queue_id, s.seq) for s in settlements if s.outcome is Outcome.DELIVERED}
         through: set[int] = set()
         for run in self._runs:
@@ -101,8 +112,17 @@ class LateRows:
         self._runs = []
         self.count = 0
         self.failure = None
+        self.noted = []
+
+    def find_delivered(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """What of these was delivered of messages that have no row yet."""
+        late = self._queue_ids()
+        return [s for s in settlements if s.outcome is Outcome.DELIVERED and s.queue_id in late]
+
+    def _queue_ids(self) -> Set[int]:
+        return {accept.queue_id for run in self._runs for accept in run.accepts}
 
     def without(self, settlements: list[Settlement]) -> list[Settlement]:
         """Leave out settlements of messages that have no row yet: they would change nothing."""
-        late = {accept.queue_id for run in self._runs for accept in run.accepts}
+        late = self._queue_ids()
         return [s for s in settlements if s.queue_id not in late]

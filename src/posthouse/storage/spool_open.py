@@ -79,6 +79,7 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
         taken, left, left_why = take_in_records(connection, batch, layout, due)
         if taken:
             observe.note("spool", f"took in {taken} messages that a crash had left in segments")
+        _remove_delivered(connection, batch, unsettled)
         _tidy(connection, layout, strays=not left)
         parent = layout.directory.parent
         above = {parent, parent.parent, *made, *(path.parent for path in made)}
@@ -108,6 +109,16 @@ def open_shard(layout: Layout, disk: Disk, clock_us: Callable[[], int]) -> Opene
         left=left,
         left_why=left_why,
     )
+
+
+def _remove_delivered(connection: apsw.Connection, batch: Batch, unsettled: Unsettled) -> None:
+    """Remove the rows of what was delivered, should their pages have become sound meanwhile."""
+    try:
+        if unsettled.keys:
+            with connection:
+                batch.delete_recipients(sorted(unsettled.keys))
+    except apsw.Error as error:  # claims leave them out
+        observe.trouble("spool", "rows of delivered mail cannot be removed", error)
 
 
 def _tidy(connection: apsw.Connection, layout: Layout, *, strays: bool) -> None:

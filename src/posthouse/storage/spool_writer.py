@@ -124,7 +124,7 @@ class Writer:
         self._late = LateRows(due)
         self.lags = bool(left)  # read in the loop: messages are there whose rows are to come
         if left_why is not None:
-            self._late.take_over(left, left_why)
+            self._late.take_over(left, left_why, delivered=unsettled.keys)
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
 
     def start(self) -> None:
@@ -345,11 +345,26 @@ class Writer:
             if len(with_rows) == len(settle[0]):
                 whole.append(settle)
                 continue
+            if _is_damage(error) and self._note_delivered(settle[0]):
+                whole.append((with_rows, settle[1]))
+                continue
             if self._transact([(with_rows, self._nobody)], rows=False) is None:
                 self._upkeep.removed = True
                 self._flush_wal()
             self._tell([], [settle], error)
         return whole
+
+    def _note_delivered(self, settlements: Sequence[Settlement]) -> bool:
+        """Remember what was delivered of messages whose rows a damaged page refuses; durable."""
+        delivered = self._late.find_delivered(settlements)
+        try:
+            if delivered:
+                self._unsettled.remember([(s.queue_id, s.seq) for s in delivered])
+        except OSError as error:
+            self._soon(self._failed, translate(error, "cannot remember what was delivered"))
+            return False
+        self._late.noted += delivered
+        return True
 
     def _tell(
         self, accepts: list[Accept], settles: list[Settle], error: StorageError | None

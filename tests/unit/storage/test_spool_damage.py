@@ -22,6 +22,7 @@ from posthouse.ports import (
 )
 from posthouse.storage.segments import Layout
 from posthouse.storage.spool import EmbeddedSpool
+from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_disk import Disk
 from posthouse.storage.spool_unsettled import Unsettled
 
@@ -190,6 +191,38 @@ async def test_an_index_that_takes_no_rows_is_written_afresh(tmp_path: Path) -> 
     await spool._writer.put_rows()
     assert not spool._writer.lags
     assert await read_all(spool) == set(ids)
+    await spool.close()
+
+
+@pytest.mark.parametrize("restart", ["none", "damaged", "sound"])
+async def test_rows_that_a_damaged_page_refuses_do_not_stop_settling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: str
+) -> None:
+    """What was delivered is remembered, over a restart too, and gone once rows can be written."""
+    spool = await open_spool(tmp_path)
+    old = await accept(spool, b"old")
+    await everything(spool)
+    insert = Batch.insert
+
+    def refuse(*_: object, **__: object) -> None:
+        raise apsw.CorruptError("a page is damaged")
+
+    monkeypatch.setattr(Batch, "insert", refuse)
+    gone = await accept(spool, b"gone")
+    partly = await accept(spool, b"partly", "a@example.com", "b@example.com")
+    keys = [(old, 0), (gone, 0), (partly, 1)]
+    await spool.settle([Settlement(*key, Outcome.DELIVERED) for key in keys])
+    assert await everything(spool) == {}
+    if restart != "none":
+        await spool.close()
+        if restart == "sound":
+            monkeypatch.setattr(Batch, "insert", insert)
+        spool = await open_spool(tmp_path)
+        assert restart == "sound" or await everything(spool) == {}
+    monkeypatch.setattr(Batch, "insert", insert)
+    found = await everything(spool)
+    assert list(found) == [partly]
+    assert [r.seq for r in found[partly].recipients] == [0]
     await spool.close()
 
 
