@@ -220,6 +220,10 @@ class PrimaryWork:
     async def _end_gone(self) -> None:
         while True:
             await asyncio.sleep(GONE_SECONDS)
+            try:
+                await self._callbacks.forget_ended()
+            except StorageError as error:
+                observe.trouble("agreements", "what ended cannot be forgotten", error)
             for domain in self.process.config.domains:
                 try:
                     count = await self._callbacks.end_gone(domain.name)

@@ -227,6 +227,13 @@ class ForwarderBook(Protocol):
     async def ended(self, limit: int) -> Sequence[ForwarderEntry]:
         """Entries that ended and have a due_us: their queued mail is still to be held."""
 
+    async def forget_ended(self, now_us: int, before_us: int) -> int:
+        """Remove what ended and has nothing due; returns how many.
+
+        Ends with an until_us: those whose until_us has come by `now_us`; others: those from
+        before `before_us`.
+        """
+
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int
     ) -> Sequence[ForwarderEntry]:
@@ -328,6 +335,9 @@ class GranterBook(Protocol):
         limit: int = 1000,
     ) -> Sequence[Grant]:
         """Grants by ascending agreement-ID behind `after`; every given condition must hold."""
+
+    async def forget_ended(self, before_us: int) -> int:
+        """Remove what is ENDED since before `before_us`; returns how many."""
 
     async def counts(self) -> Mapping[str, Mapping[GrantState, int]]:
         """By domain and state."""

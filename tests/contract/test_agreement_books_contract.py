@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from fakes.books import MemoryAgreements, MemoryForwarderBook, MemoryGranterBook, MemoryReports
-from posthouse.domain.agreement import AgreementView, Standing, State
+from posthouse.domain.agreement import AgreementView, End, EndedBy, Standing, State
 from posthouse.domain.recipients import Fold
 from posthouse.ports_agreements import (
     AgreementBook,
@@ -177,6 +177,44 @@ async def test_what_is_due(forwarder: ForwarderBook) -> None:
     assert [one.canonical for one in await forwarder.due("example.com", 99, 1)] == [BOB]
     await keep(forwarder, entry(BOB))
     assert await forwarder.next_due() == {"example.com": 20, "example.net": 5}
+
+
+async def test_what_ended_is_forgotten(forwarder: ForwarderBook) -> None:
+    """Long ago, or until an instant that has come; never what is in force or still to be done."""
+
+    def ended(name: str, at_us: int, until_us: int = 0, **members: object) -> ForwarderEntry:
+        end = End(by=EndedBy.GRANTER, at_us=at_us, until_us=until_us)
+        return entry(f"{name}@example.com", State.ENDED, end=end, **members)
+
+    await keep(
+        forwarder,
+        entry(ALICE, State.AGREED),
+        ended("old", 49),
+        ended("young", 50),
+        ended("old-to-hold", 49, due_us=1),
+        ended("denied", 90, 100),
+        ended("denied-still", 40, 101),
+    )
+    assert await forwarder.forget_ended(100, 50) == 2
+    left = await forwarder.list(AgreementQuery(), after="", limit=10)
+    assert {one.canonical.partition("@")[0] for one in left} == {
+        "alice", "young", "old-to-hold", "denied-still",
+    }  # fmt: skip
+    assert await forwarder.forget_ended(100, 50) == 0
+
+
+async def test_grants_that_ended_are_forgotten(granter: GranterBook) -> None:
+    """Long ago only, and not those whose forwarder is still to be told."""
+    made = [
+        grant("a-1", "r-1", state=GrantState.ENDED, changed_us=49),
+        grant("a-2", "r-2", state=GrantState.ENDED, changed_us=50),
+        grant("a-3", "r-3", state=GrantState.ENDING, changed_us=1),
+        grant("a-4", "r-4", state=GrantState.REFUSED, changed_us=1),
+    ]
+    for one in made:
+        await granter.settle(one.forwarder_id, [one.recipe_id], lambda _, __, one=one: one)  # type: ignore[misc]
+    assert await granter.forget_ended(50) == 1
+    assert [one.agreement_id for one in await granter.list()] == ["a-2", "a-3", "a-4"]
 
 
 async def test_lists_and_counts(forwarder: ForwarderBook) -> None:

@@ -89,6 +89,20 @@ class MemoryForwarderBook:
     async def ended(self, limit: int) -> Sequence[ForwarderEntry]:
         return self._waiting(ended=True)[:limit]
 
+    async def forget_ended(self, now_us: int, before_us: int) -> int:
+        over = [
+            canonical
+            for canonical, entry in self.entries.items()
+            if entry.standing.state is State.ENDED
+            and entry.due_us is None
+            and entry.end is not None
+            and (
+                entry.end.until_us <= now_us if entry.end.until_us else entry.end.at_us < before_us
+            )
+        ]
+        self.entries = {key: self.entries[key] for key in self.entries if key not in set(over)}
+        return len(over)
+
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int
     ) -> Sequence[ForwarderEntry]:
@@ -250,6 +264,16 @@ class MemoryGranterBook:
             and state in (None, grant.state)
             and all(getattr(grant, name) == value for name, value in wanted.items() if value)
         ][:limit]
+
+    async def forget_ended(self, before_us: int) -> int:
+        kept = {
+            agreement_id: grant
+            for agreement_id, grant in self.grants.items()
+            if grant.state is not GrantState.ENDED or grant.changed_us >= before_us
+        }
+        count = len(self.grants) - len(kept)
+        self.grants = kept
+        return count
 
     async def counts(self) -> Mapping[str, Mapping[GrantState, int]]:
         found: dict[str, dict[GrantState, int]] = {}

@@ -41,6 +41,12 @@ ROSTER_BATCH: Final = 500
 # Conversations at the same time; a slow granter holds up its own domains only.
 MAX_TALKS: Final = 8
 HOLDS: Final = 100
+# Wishes for addresses of one domain that nobody vouches for, until its granter answers: a flood of
+# guesses in an outage ends here.
+MAX_WISHES: Final = 20_000
+FORGET_EVERY_US: Final = 60 * MINUTE_US
+# No roster is valid for longer (PROTOCOL.md §2): none from before the end still vouches then.
+ENDED_FOR_US: Final = 90 * 24 * 60 * MINUTE_US
 REFUSED: Final = "agreements-refused"
 DISPUTED: Final = "agreements-disputed"
 
@@ -83,6 +89,8 @@ class Forwarder:
         self._told = ""  # what is wrong with the book
         self._folds: dict[str, Fold] | None = None
         self._domains: tuple[str, ...] = ()
+        self._wishes: dict[str, int] = {}
+        self._forget_us = 0
 
     def set_domains(self, domains: Sequence[str]) -> None:
         """Serve these domains: those that are paired."""
@@ -134,6 +142,7 @@ class Forwarder:
     async def _begin_round(self) -> None:
         await self._take_reports()
         await self._hear_rosters()
+        await self._forget_ended()
         now_us = self._clock_us()
         self._crowded = False
         for domain, due_us in (await self._book.next_due()).items():
@@ -214,10 +223,25 @@ class Forwarder:
 
     # ------------------------------------------------------------------ what workers learned
 
+    async def _forget_ended(self) -> None:
+        """An ended agreement is an address that nobody has: it is not kept for ever."""
+        now_us = self._clock_us()
+        if now_us < self._forget_us:
+            return
+        self._forget_us = now_us + FORGET_EVERY_US
+        count = await self._book.forget_ended(now_us, now_us - ENDED_FOR_US)
+        if count:
+            observe.note("agreements", f"{count} ended agreements are forgotten")
+
     async def _take_reports(self) -> None:
         reports = await asyncio.to_thread(self._reports.read, MAX_REPORTS)
         if not reports:
             return
+        if any(not sighting.serial for report in reports for sighting in report.sightings):
+            self._wishes = {
+                domain: states.get(State.SEEN, 0) + states.get(State.REQUESTED, 0)
+                for domain, states in (await self._book.counts()).items()
+            }
         now_us = self._clock_us()
         await self._book.take(reports, lambda sighting, known: self._take(sighting, known, now_us))
         for login in (login for report in reports for login in report.refused_logins):
@@ -240,9 +264,11 @@ class Forwarder:
             return None
         if known is None and not sighting.serial:
             bucket = self._wanted.setdefault(sighting.domain, Allowance(NEW_A_MINUTE, MINUTE_US))
-            if not bucket.left(now_us):
+            waiting = self._wishes.get(sighting.domain, 0)
+            if not bucket.left(now_us) or waiting >= MAX_WISHES:
                 return None
             bucket.take(1, now_us)
+            self._wishes[sighting.domain] = waiting + 1
         return moves.take_sighting(sighting, known, now_us)
 
     # ------------------------------------------------------------------ rosters

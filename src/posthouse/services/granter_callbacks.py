@@ -35,6 +35,7 @@ SERVERS_LEAST_SECONDS: Final = 3.0
 MAX_GONE_SHARE: Final = 0.2
 FEW: Final = 5
 PAGE: Final = 1000
+ENDED_FOR_US: Final = 90 * 24 * 3_600_000_000
 
 
 class GranterCallbacks:
@@ -200,6 +201,10 @@ class GranterCallbacks:
         if known.state in moves.ENDED:
             return None
         return moves.move(known, GrantState.ENDING, now_us=self._clock_us())
+
+    async def forget_ended(self) -> int:
+        """Remove what ended long ago, address and all; returns how many. Raises StorageError."""
+        return await self._book.forget_ended(self._clock_us() - ENDED_FOR_US)
 
     async def _tell_end(self, grant: Grant) -> None:
         try:

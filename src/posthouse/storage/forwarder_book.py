@@ -81,6 +81,12 @@ SELECT domain, due_us FROM entry WHERE due_us IS NOT NULL AND state <> 6 AND dom
 ORDER BY domain, due_us LIMIT 1
 """
 
+_FORGET: Final = """
+DELETE FROM entry WHERE state = 6 AND due_us IS NULL AND CASE
+    WHEN document ->> '$.end.until_us' > 0 THEN document ->> '$.end.until_us' <= :now
+    ELSE document ->> '$.end.at_us' < :before END
+"""
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ForwarderEntry).decode
 _encode_fold = msgspec.json.Encoder().encode
@@ -221,6 +227,15 @@ class SqliteForwarderBook:
         return await self._many(
             "due_us IS NOT NULL AND state = 6 ORDER BY due_us LIMIT ?", (limit,)
         )
+
+    async def forget_ended(self, now_us: int, before_us: int) -> int:
+        """Remove what ended: long ago, or until an instant that has come."""
+
+        def work(connection: apsw.Connection) -> int:
+            connection.execute(_FORGET, {"now": now_us, "before": before_us})
+            return int(connection.changes())
+
+        return await self._file.write(work)
 
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int

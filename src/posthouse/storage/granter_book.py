@@ -133,6 +133,18 @@ class SqliteGranterBook:
 
         return await self._file.read(work)
 
+    async def forget_ended(self, before_us: int) -> int:
+        """Remove what ended long ago."""
+
+        def work(connection: apsw.Connection) -> int:
+            connection.execute(
+                "DELETE FROM agreement WHERE state = ? AND document ->> '$.changed_us' < ?",
+                (int(GrantState.ENDED), before_us),
+            )
+            return int(connection.changes())
+
+        return await self._file.write(work)
+
     async def counts(self) -> Mapping[str, Mapping[GrantState, int]]:
         """By domain and state."""
 

@@ -22,6 +22,7 @@ from posthouse.mail.recipes import (
     Status,
 )
 from posthouse.ports_agreements import GrantState
+from posthouse.services import forwarder
 
 ALICE = f"alice@{DOMAIN}"
 
@@ -188,6 +189,26 @@ async def test_wishes_are_limited() -> None:
     for _ in range(10):
         await world.step()
     assert len(world.forwarder_book.entries) == 1000
+
+
+async def test_wishes_end_in_a_long_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of guesses while nobody answers does not fill the disk; answers make room."""
+    monkeypatch.setattr(forwarder, "MAX_WISHES", 1500)
+    world = World()
+    world.rosters.now = None
+    world.up = False
+    for minute in range(3):
+        for number in range(1000):
+            world.arrive(f"guess{minute}-{number}", messages=0)
+        for _ in range(8):
+            await world.step()
+        await world.step(seconds=60)
+    assert len(world.forwarder_book.entries) == 1500
+    world.up = True
+    for _ in range(20):  # the granter answers so many unknown ones an hour
+        await world.step(seconds=3601)
+    assert world.forwarder_book.entries == {}
+    assert world.forwarder_book.published == {}
 
 
 async def test_at_most_a_thousand_new_requests_a_minute() -> None:
