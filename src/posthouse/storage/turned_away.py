@@ -90,18 +90,32 @@ def _open(path: Path) -> int:
         fcntl.flock(folder, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            if os.fstat(descriptor).st_size == _SIZE:
+            if _is_whole(descriptor):
                 return descriptor
-            os.close(descriptor)  # an earlier version's
+            os.close(descriptor)  # an earlier version's, or one that a power cut left empty
         draft = path.with_name(f"{path.name}.new")
         made = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(made, os.urandom(_KEY_BYTES))
-            os.ftruncate(made, _SIZE)
+            # Room is taken now: a write through a map into a hole of a full disk is SIGBUS.
+            os.posix_fallocate(made, 0, _SIZE)
             os.replace(draft, path)
         except OSError:
             os.close(made)
+            draft.unlink(missing_ok=True)
             raise
         return made
     finally:
         os.close(folder)
+
+
+def _is_whole(descriptor: int) -> bool:
+    """Of our size, with a key, without holes. Raises OSError when there is no room to fill them."""
+    if os.fstat(descriptor).st_size != _SIZE or not any(os.pread(descriptor, _KEY_BYTES, 0)):
+        return False
+    try:
+        os.posix_fallocate(descriptor, 0, _SIZE)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return True

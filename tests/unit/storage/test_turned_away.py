@@ -82,3 +82,27 @@ def test_made_by_many_at_once(tmp_path: Path) -> None:
     assert [table.find(str(n)) for n in range(1, 9)] == [Turned(n, n, n) for n in range(1, 9)]
     assert os.listdir(tmp_path) == ["table"]
     table.close()
+
+
+def test_the_disk_has_room_for_all_of_it(tmp_path: Path) -> None:
+    """No holes: on a disk that fills up later a worker would die of SIGBUS at its next write."""
+    path = tmp_path / "table"
+    TurnedAway(path).close()
+    size = path.stat().st_size
+    assert path.stat().st_blocks * 512 >= size
+    with path.open("r+b") as file:  # as an earlier version made it
+        key = file.read(32)
+        file.truncate(32)
+        file.truncate(size)
+    TurnedAway(path).close()
+    assert path.stat().st_blocks * 512 >= size
+    assert path.read_bytes()[:32] == key
+
+
+def test_a_table_without_key_is_made_anew(tmp_path: Path) -> None:
+    """What a power cut left of it has no key that nobody knows."""
+    path = tmp_path / "table"
+    TurnedAway(path).close()
+    path.write_bytes(bytes(path.stat().st_size))
+    TurnedAway(path).close()
+    assert any(path.read_bytes()[:32])
