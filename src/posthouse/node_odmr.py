@@ -46,7 +46,8 @@ BEING_SERVED: Final = Reply(450, "4.2.1", "ATRN request refused: another connect
 NOT_NOW: Final = Reply(451, "4.3.0", "Unable to process ATRN request now")
 TLS_FIRST: Final = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
 
-# A line without a word of the primary ends when nothing is left to send (or to be had now).
+# A line that nobody uses ends when nothing is left to send (or to be had now). One in use has
+# the time-outs of SMTP: a large message may take long over it.
 QUIET_SECONDS: Final = 3.0
 STUCK_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.25
@@ -205,7 +206,7 @@ class Turns:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(gone.wait(), _LOOK_SECONDS)
             now = loop.time()
-            if reception.moves != moves:
+            if reception.moves != moves or reception.busy:
                 moves, since = reception.moves, now
             still = now - since
             if still >= self._stuck_seconds:

@@ -159,14 +159,14 @@ class Proxy:
                 ret=wish.ret,
                 envid=wish.envid,
             )
-            if not _takes(reply, "mail"):
+            if not takes(reply, "mail"):
                 if classify_reply(reply.code, reply.text, "mail").fate is Fate.BLOCKED:
                     raise NextHopFailure(f"{TURNED_US_AWAY}: {reply}", stage="mail")
                 talk.refusal = reply
         if talk.refusal is not None:
             return talk.refusal
         reply = await session.rcpt(recipient)
-        if _takes(reply, "rcpt"):
+        if takes(reply, "rcpt"):
             talk.taken += 1
         elif reply.permanent and speaks_of_us(reply.text):
             raise NextHopFailure(f"{TURNED_US_AWAY}: {reply}", stage="rcpt")
@@ -328,7 +328,7 @@ class ProxiedLetter:
             if not self._lost and self._reply is None:
                 try:
                     reply = await self._session.end()
-                    _takes(reply, "dot")
+                    takes(reply, "dot")
                 except NextHopFailure as failure:
                     self._lose(failure.detail)
                 else:
@@ -358,7 +358,7 @@ class ProxiedLetter:
             self._failed(why)
 
 
-def _takes(reply: Reply, stage: str) -> bool:
+def takes(reply: Reply, stage: str) -> bool:
     """Tell a yes from a no. Raises NextHopFailure for what is neither."""
     if 300 <= reply.code < 400:
         raise NextHopFailure(f"a strange answer: {reply}", stage=stage)

@@ -6,6 +6,9 @@ transactions are passed on, one after the other, command by command, and every
 reply is the primary's own: nothing is stored on the way, so what is not
 answered 2xx stays in the worker's shard.
 
+The line goes to whoever is next as soon as a message is answered, and from a
+session none of whose recipients was taken: it may sit there for long.
+
 Fails like a lost connection: once the primary's end is gone, every session is
 to be dropped (`gone`), and the mail waits for the next call.
 """
@@ -23,7 +26,7 @@ from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports_session import OpenLetter, SessionFacts
 from posthouse.ports_standby import PrimarySession
-from posthouse.services.proxy import ProxiedLetter
+from posthouse.services.proxy import ProxiedLetter, takes
 
 SCRATCH: Final = "pulled"
 LOST: Final = Reply(451, "4.4.2", "The connection with the primary was lost")
@@ -33,8 +36,10 @@ class _Turn:
     """One worker's session: its place in the queue for the line, and how far it got."""
 
     def __init__(self) -> None:
-        self.transaction = -1
+        self.transaction = -1  # the one in which MAIL was said
         self.holds_line = False
+        self.asking = False
+        self.taken = 0  # recipients, of this transaction
         self.refusal: Reply | None = None
 
 
@@ -70,9 +75,17 @@ class PulledReception:
         self._session = session
         self._on_gone = on_gone
         self._line = asyncio.Lock()
+        self._holder: _Turn | None = None
+        self._waiting = 0  # turns that wait for the line
         self._open = False  # MAIL was said and its transaction is not over
         self.gone = False
         self.moves = 0  # replies of the primary so far: tells progress from silence
+
+    @property
+    def busy(self) -> bool:
+        """The primary owes an answer, or a message is on its way: its own time-outs count."""
+        holder = self._holder
+        return holder is not None and (holder.asking or holder.taken > 0)
 
     def judge_mail(self) -> Reply | None:
         """MAIL is said with the first recipient."""
@@ -105,34 +118,60 @@ class PulledReception:
 
     async def _judge(self, mailbox: Mailbox, session: SessionFacts) -> Verdict:
         turn = session.scratch.setdefault(SCRATCH, _Turn())
+        await self._get_line(turn)
+        turn.asking = True
         try:
-            await self._begin(turn, session)
-            reply = turn.refusal
-            if reply is None:
-                reply = await self._session.rcpt(
-                    Recipient(
-                        address=mailbox.spelled,
-                        domain=mailbox.domain,
-                        notify=session.rcpt.notify,
-                        orcpt=session.rcpt.orcpt,
-                    )
-                )
-                self.moves += 1
+            reply = await self._ask(turn, mailbox, session)
         except NextHopFailure as failure:
             self._lose(failure.detail)
             return Verdict(LOST)
+        except asyncio.CancelledError:  # its answer would be taken for the next command's
+            self._session.close()
+            self._lose("a relay did not wait for the answer")
+            raise
+        finally:
+            turn.asking = False
+        if not turn.taken and self._waiting:
+            self._end(turn)
         return Verdict(reply, mailbox.domain if reply.positive else "")
 
-    async def _begin(self, turn: _Turn, session: SessionFacts) -> None:
-        """Have the line, and MAIL said in this transaction. Raises NextHopFailure."""
-        if not turn.holds_line:
+    async def _ask(self, turn: _Turn, mailbox: Mailbox, session: SessionFacts) -> Reply:
+        await self._begin(turn, session)
+        if turn.refusal is not None:
+            return turn.refusal
+        reply = await self._session.rcpt(
+            Recipient(
+                address=mailbox.spelled,
+                domain=mailbox.domain,
+                notify=session.rcpt.notify,
+                orcpt=session.rcpt.orcpt,
+            )
+        )
+        self.moves += 1
+        turn.taken += takes(reply, "rcpt")
+        return reply
+
+    async def _get_line(self, turn: _Turn) -> None:
+        if turn.holds_line:
+            return
+        holder = self._holder
+        if holder is not None and not self.busy:
+            self._end(holder)
+        self._waiting += 1
+        try:
             await self._line.acquire()
-            turn.holds_line = True
+        finally:
+            self._waiting -= 1
+        turn.holds_line, self._holder = True, turn
+        turn.transaction = -1
+
+    async def _begin(self, turn: _Turn, session: SessionFacts) -> None:
+        """Have MAIL said in this transaction. Raises NextHopFailure."""
         if turn.transaction == session.transaction and self._open:
             return
         if self._open:
             await self._session.reset()
-        turn.transaction, turn.refusal = session.transaction, None
+        turn.transaction, turn.refusal, turn.taken = session.transaction, None, 0
         wish = session.mail
         if wish.smtputf8 and not self._session.smtputf8:
             turn.refusal = Reply(550, "5.6.7", "next hop does not offer SMTPUTF8")
@@ -147,7 +186,7 @@ class PulledReception:
             ret=wish.ret,
             envid=wish.envid,
         )
-        turn.refusal = None if reply.positive else reply
+        turn.refusal = None if takes(reply, "mail") else reply
 
     def _finished(self, turn: _Turn) -> None:
         self._open = False
@@ -155,8 +194,9 @@ class PulledReception:
         self._end(turn)
 
     def _end(self, turn: _Turn) -> None:
+        turn.taken = 0
         if turn.holds_line:
-            turn.holds_line = False
+            turn.holds_line, self._holder = False, None
             self._line.release()
 
     def _lose(self, why: str) -> None:

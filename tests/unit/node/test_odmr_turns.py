@@ -50,7 +50,9 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(run: Path, *, tls_required: bool = False) -> AsyncIterator[House]:
+async def house(
+    run: Path, *, tls_required: bool = False, stuck_seconds: float = 5
+) -> AsyncIterator[House]:
     made: list[House] = []
 
     async def count(domains: Collection[str]) -> int | None:
@@ -68,7 +70,7 @@ async def house(run: Path, *, tls_required: bool = False) -> AsyncIterator[House
         count=count,
         retry=lambda domain: made[0].retried.append(domain),
         quiet_seconds=0.3,
-        stuck_seconds=5,
+        stuck_seconds=stuck_seconds,
     )
     desk = OdmrDesk(
         hostname="mx2.example.net",
@@ -261,3 +263,86 @@ async def test_primary_lost_within_a_message(tmp_path: Path) -> None:
     told = [result.code for results in source.finished_with.values() for result in results]
     assert not any(code < 300 for code in told)
     assert told or source.returned_with
+
+
+@contextlib.asynccontextmanager
+async def fetching(h: House, primary: ScriptedPeer) -> AsyncIterator[SmtpConnector]:
+    """A primary on the line, and who sends over it; at the end the line is given up."""
+    async with dialling(h.port) as dialler:
+        await dialler.log_in()
+        await dialler.say("ATRN")
+        spliced = asyncio.ensure_future(dialler.splice(primary.port))
+        await until(lambda: h.retried == list(DOMAINS))
+        connector = SmtpConnector(OutSettings(helo_name="mx2.example.net"), no_body)
+        try:
+            yield connector
+        finally:
+            h.pending = 0
+            await connector.close()
+            await asyncio.wait_for(spliced, 10)
+
+
+async def test_a_relay_that_sits_on_a_refusal(tmp_path: Path) -> None:
+    """A session that has nothing to send, or only what is refused, keeps nobody from the line."""
+    answers: dict[str, Answer] = {"RCPT:nobody@example.com": "550 5.1.1 nobody"}
+    async with (
+        ScriptedPeer(answers) as primary,
+        house(tmp_path) as h,
+        fetching(h, primary) as connector,
+    ):
+        refused = ListSource([make_transaction("nobody@example.com")])
+        sitting = await connector.connect(h.target("example.com"), refused)
+        await until(lambda: bool(refused.finished_with))
+        for number in (1, 2):
+            good = ListSource([make_transaction("bob@example.org", body=b"x\r\n")])
+            session = await connector.connect(h.target("example.org"), good)
+            async with asyncio.timeout(1):
+                await until(lambda: bool(good.finished_with))  # noqa: B023
+            session.quit()
+            assert len(primary.messages) == number
+        sitting.quit()
+
+
+async def test_a_message_that_takes_long(tmp_path: Path) -> None:
+    """A primary that thinks about a message for longer than an idle line lasts is waited for."""
+    async with (
+        ScriptedPeer({".": STALL}) as primary,
+        house(tmp_path, stuck_seconds=0.2) as h,
+        fetching(h, primary) as connector,
+    ):
+        h.pending = 1
+        source = ListSource([make_transaction()])
+        await connector.connect(h.target("example.com"), source)
+        await primary.wait_command(".")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await until(lambda: not list(tmp_path.iterdir()))
+        assert not source.returned_with
+        await primary.stop()
+
+
+async def test_a_relay_that_leaves_while_it_is_answered(tmp_path: Path) -> None:
+    """The answer it did not wait for is nobody's: the line ends, and nothing is delivered by it."""
+    async with ScriptedPeer({"RCPT": (STALL,)}) as primary, house(tmp_path) as h:
+        async with fetching(h, primary) as connector:
+            source = ListSource([make_transaction()])
+            await connector.connect(h.target("example.com"), source)
+            await primary.wait_command("RCPT")
+            await connector.close()
+            await until(lambda: not list(tmp_path.iterdir()))
+        assert primary.messages == []
+
+
+@pytest.mark.parametrize("answers", [{"RCPT": "354 go"}, {"DATA": "250 ok"}, {".": "354 go"}])
+async def test_a_primary_that_answers_nonsense(tmp_path: Path, answers: dict[str, Answer]) -> None:
+    """Nothing counts as delivered by an answer that makes no sense there."""
+    async with (
+        ScriptedPeer(answers, strict=False) as primary,
+        house(tmp_path) as h,
+        fetching(h, primary) as connector,
+    ):
+        source = ListSource([make_transaction()])
+        await connector.connect(h.target("example.com"), source)
+        await until(lambda: bool(source.finished_with) or bool(source.returned_with))
+        told = [result.code for results in source.finished_with.values() for result in results]
+        assert not any(code < 300 for code in told)
