@@ -5,9 +5,10 @@ Logins and turns are decided elsewhere. When a turn is granted, the connection
 is given away, with its TLS and what was received behind the turn, and the door
 forgets it.
 
-Bounds: connections in all, 10 minutes idle (RFC 2645 §5.3 asks for that much),
-three failed logins a connection, a pause after each so that secrets cannot be
-guessed quickly.
+Bounds: connections in all and from one network, 10 minutes idle (RFC 2645 §5.3
+asks for that much; a minute for who has not logged in), three failed logins a
+connection, a pause after each so that secrets cannot be guessed quickly, and
+little is read ahead while an answer is awaited.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from posthouse import observe
+from posthouse.domain.client_network import client_network, plain_address
 from posthouse.errors import TlsFailed
 from posthouse.mail.reply import Reply
 from posthouse.ports import TlsChannel, TlsServer
@@ -36,7 +38,11 @@ from posthouse.proto.odmr_server import (
 )
 
 IDLE_SECONDS: Final = 600.0
+UNKNOWN_SECONDS: Final = 60.0
+"""In all, for who has not logged in: a stranger's connections must not keep a primary out."""
 MAX_CONNECTIONS: Final = 100
+MAX_FROM_NETWORK: Final = 10
+_READ_AHEAD_BYTES: Final = 1 << 16
 LOGIN_PAUSE_SECONDS: Final = 1.0
 
 
@@ -75,6 +81,12 @@ class OdmrKeeper:
         self.pause_seconds = pause_seconds
         self.sessions: set[OdmrDoor] = set()
 
+    def has_room(self, network: str) -> bool:
+        """Tell whether one more may come from there."""
+        if len(self.sessions) >= MAX_CONNECTIONS:
+            return False
+        return sum(one.network == network for one in self.sessions) < MAX_FROM_NETWORK
+
     def make_session(self) -> OdmrDoor:
         """The protocol factory."""
         return OdmrDoor(self)
@@ -100,6 +112,9 @@ class OdmrDoor(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._channel: TlsChannel | None = None
         self._address = ""
+        self.network = ""
+        self._stalled = False
+        self._unknown: asyncio.TimerHandle | None = None  # until somebody has logged in
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -109,12 +124,14 @@ class OdmrDoor(asyncio.Protocol):
         """Greet, or turn away."""
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self._address = peer[0] if peer else ""
-        if len(self._keeper.sessions) >= MAX_CONNECTIONS:
+        self._address = plain_address(peer[0]) if peer else ""
+        self.network = client_network(self._address) if peer else ""
+        if not self._keeper.has_room(self.network):
             self._transport.write(b"421 4.7.0 Too many connections\r\n")
             self._transport.close()
             return
         self._keeper.sessions.add(self)
+        self._unknown = self._loop.call_later(UNKNOWN_SECONDS, self.end, "421 4.4.2 timeout")
         self._server.greet()
         self._send()
         self._touch()
@@ -135,6 +152,8 @@ class OdmrDoor(asyncio.Protocol):
             if self._channel.established and not before:
                 self._server.tls_started(self._channel.describe())
         self._server.receive(data)
+        if self._task is not None and self._server.buffered_bytes > _READ_AHEAD_BYTES:
+            self._stall()
         self._pump()
 
     def connection_lost(self, _exc: Exception | None) -> None:
@@ -220,7 +239,18 @@ class OdmrDoor(asyncio.Protocol):
             self.end("421 4.3.0 local error in processing")
             return
         self._touch()
+        if self._server.user and self._unknown is not None:
+            self._unknown.cancel()
+        if self._stalled and self._transport is not None:
+            self._stalled = False
+            self._transport.resume_reading()
         self._pump()
+
+    def _stall(self) -> None:
+        """Read no more until what is being decided has been answered."""
+        if not self._stalled and self._transport is not None:
+            self._stalled = True
+            self._transport.pause_reading()
 
     def _touch(self) -> None:
         if self._timer is not None:
@@ -255,9 +285,10 @@ class OdmrDoor(asyncio.Protocol):
     def _forget(self) -> None:
         self._transport = None
         self._keeper.sessions.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._unknown):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._unknown = None
         if self._task is not None and self._task is not asyncio.current_task(self._loop):
             self._task.cancel()
 

@@ -139,6 +139,11 @@ class OdmrServer:
         rest, self._buffer = self._buffer, b""
         return rest
 
+    @property
+    def buffered_bytes(self) -> int:
+        """What was received and not looked at yet; bounded only by who reads the socket."""
+        return len(self._buffer)
+
     def receive(self, data: bytes) -> None:
         """Take octets from the client."""
         if not self._over:
