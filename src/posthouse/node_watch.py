@@ -29,10 +29,10 @@ from posthouse.ports_drain import NextHopStates, NextHopView
 from posthouse.services import conditions
 from posthouse.services.alert_desk import AlertDesk
 from posthouse.services.availability import (
-    TAKES_MAIL,
     UNCERTAIN,
     AvailabilityRecorder,
     classify,
+    is_up,
 )
 from posthouse.services.conditions import Hop
 from posthouse.services.digest import Digest
@@ -282,7 +282,7 @@ class _Room:
         state = str(view.state)
         if state in UNCERTAIN:
             return
-        up = state in TAKES_MAIL
+        up = is_up(view.next_hop, state)
         self._recorder.note(
             view.next_hop,
             view.domains,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 def probe_delay_us(interval_us: int, roll: Callable[[], float]) -> int:
@@ -81,11 +81,20 @@ def pull_socket_name(domain: str) -> str:
     return f"atrn-{hashlib.blake2b(domain.encode(), digest_size=8).hexdigest()}.sock"
 
 
+_FETCHED: Final = "atrn:"
+WAITS: Final = "waits until it fetches its mail (ATRN)"
+
+
+def is_fetched(next_hop: str) -> bool:
+    """Tell whether this is a primary that dials in: that it is not there is how it should be."""
+    return next_hop.startswith(_FETCHED)
+
+
 def next_hop_key(domain: str, hops: Iterable[HostPort]) -> str:
     """Name a next hop: those with the same fixed places are one; one that follows MX is alone."""
     places = list(hops)
     if places and places[0].host.startswith("/"):  # a unix socket: fetched with ATRN
-        return f"atrn:{domain}"
+        return f"{_FETCHED}{domain}"
     return ",".join(map(str, places)) or f"mx:{domain}"
 
 

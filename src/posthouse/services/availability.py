@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from posthouse import observe
+from posthouse.domain.nexthop import is_fetched
 from posthouse.errors import StorageError
 from posthouse.ports_alerts import AvailabilityStore, Reason
 
@@ -51,9 +52,14 @@ _BY_WORD: Final = (
     ("reset by peer", Reason.LOST),
     ("broken pipe", Reason.LOST),
 )
-TAKES_MAIL: Final = frozenset({"up", "draining"})
+_TAKES_MAIL: Final = frozenset({"up", "draining"})
 UNCERTAIN: Final = frozenset({"suspect", "canary"})
 """They begin no outage and end none."""
+
+
+def is_up(next_hop: str, state: str) -> bool:
+    """Tell whether this counts as up. One that fetches its mail owes nobody to be there."""
+    return state in _TAKES_MAIL or (state == "down" and is_fetched(next_hop))
 
 
 def classify(state: str, why: str) -> Reason:

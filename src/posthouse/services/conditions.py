@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
+from posthouse.domain.nexthop import is_fetched
 from posthouse.observe import clean
 from posthouse.ports import DomainTotals
 from posthouse.ports_alerts import Alert, AlertKind
@@ -53,7 +54,7 @@ _HOP_KINDS: Final = {
 def next_hop_alerts(hops: Iterable[Hop]) -> Iterator[Alert]:
     """One for each next hop that takes no mail for a reason a person must know."""
     for hop in hops:
-        if hop.state not in _HOP_KINDS:
+        if hop.state not in _HOP_KINDS or (hop.state == "down" and is_fetched(hop.next_hop)):
             continue
         kind, what, todo = _HOP_KINDS[hop.state]
         yield Alert(

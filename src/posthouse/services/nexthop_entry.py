@@ -22,7 +22,7 @@ from posthouse.domain.drain import (
     SurgeGuard,
     move,
 )
-from posthouse.domain.nexthop import HostPort, patience_seconds, probe_delay_us
+from posthouse.domain.nexthop import WAITS, HostPort, is_fetched, patience_seconds, probe_delay_us
 from posthouse.errors import NextHopFailure
 from posthouse.ports import Connector, Resolver
 from posthouse.ports_drain import Experience, Follower, NextHopView, Order
@@ -239,6 +239,8 @@ class Entry:
         """Apply an event, tell everybody, see to the next probe."""
         if self._retired:
             return
+        if event is Event.LOST and is_fetched(self.key):
+            why = WAITS  # not that its socket is not there
         before = self.health
         after = self.health = move(before, event, now_us=self._means.clock_us(), why=why)
         if after.state is not before.state:

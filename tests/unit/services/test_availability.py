@@ -10,7 +10,7 @@ import pytest
 from posthouse import observe, tally
 from posthouse.errors import StorageBroken
 from posthouse.ports_alerts import Outage, Reason
-from posthouse.services.availability import AvailabilityRecorder, classify
+from posthouse.services.availability import AvailabilityRecorder, classify, is_up
 from posthouse.services.tallies import Tallier
 from posthouse.storage.availability_store import SqliteAvailability
 from posthouse.tally import Tally
@@ -40,6 +40,14 @@ HOP = "mx:example.com"
 def test_reasons(state: str, why: str, reason: Reason) -> None:
     """The class of a reason comes from the state and our own words for it."""
     assert classify(state, why) is reason
+
+
+def test_one_that_fetches_owes_nobody_to_be_there() -> None:
+    """A primary that dials in is not out while it does not; what a person stopped is."""
+    assert is_up("atrn:example.com", "down")
+    assert not is_up("atrn:example.com", "surge-stopped")
+    assert not is_up(HOP, "down")
+    assert is_up(HOP, "draining")
 
 
 class Log:

@@ -40,6 +40,12 @@ def test_next_hops_in_trouble() -> None:
     assert found[0].text == "next hop mx:1.example is down: why?1B"
 
 
+def test_a_primary_that_fetches_is_not_down() -> None:
+    """That nobody is on the line is how it should be; all else about it is told."""
+    hops = [Hop("atrn:example.com", state, 7, "why") for state in ("down", "surge-stopped")]
+    assert [alert.kind for alert in conditions.next_hop_alerts(hops)] == ["drain-stopped"]
+
+
 def test_held_and_old_mail() -> None:
     """By domain, summed over shards; held mail is not old mail."""
     rows = [
