@@ -106,6 +106,12 @@ def read_pulls(
                 f"nobody may fetch the mail of {domain['name']}",
                 "name it in the domains of a [[pull]]",
             )
+        if domain["next_hop"] == PULL and domain["standby"] not in (None, "relay"):
+            findings.wrong(
+                ("domain", index, "standby"),
+                f"the primary of {domain['name']} fetches its mail: clients cannot reach it",
+                'remove it: `next_hop = "pull"` goes with standby = "relay"',
+            )
     if pulls and not listen and listen is not None:
         findings.wrong(("odmr", "listen"), "nobody can dial in", 'add listen = ["0.0.0.0:366"]')
     return tuple(made)

@@ -14,6 +14,7 @@ from posthouse.config_pairs import load_backup_pairing
 from posthouse.config_primary import is_primary_file, load_primary
 from posthouse.config_recipients import RosterOrigin
 from posthouse.config_schema import Config, DomainConfig, format_reference
+from posthouse.config_values import PULL
 from posthouse.domain.source_kinds import describe_source
 from posthouse.errors import ConfigError, RosterRefused, StorageError
 
@@ -142,5 +143,8 @@ def _summarize(config: Config, counts: dict[str, str]) -> None:
     click.echo(f"{config.hostname} listens on {listen}, {tls}; keeps mail in {config.data_dir}")
     width = max(len(domain.name) for domain in config.domains)
     for domain in config.domains:
-        hops = ", ".join(map(str, domain.next_hop)) or "MX in DNS"
-        click.echo(f"  {domain.name:<{width}}  to {hops}; {counts.get(domain.name, '')}")
+        hops = "to " + (", ".join(map(str, domain.next_hop)) or "MX in DNS")
+        if domain.next_hop == PULL:
+            (user,) = (pull.user for pull in config.pulls if domain.name in pull.domains)
+            hops = f"fetched by {user} (ATRN)"
+        click.echo(f"  {domain.name:<{width}}  {hops}; {counts.get(domain.name, '')}")

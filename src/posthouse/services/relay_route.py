@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from posthouse import observe
 from posthouse.domain.drain import Event, Health, State, SurgeGuard, move
-from posthouse.domain.nexthop import HostPort, quick_probe_delay_us
+from posthouse.domain.nexthop import HostPort, is_fetched, quick_probe_delay_us
 from posthouse.domain.pace import Pace
 from posthouse.errors import StorageError
 from posthouse.ports import QueuedMessage
@@ -121,7 +121,7 @@ class Route:
         """What a person should know of it, None while mail flows."""
         health = self.health
         kind = CONDITIONS.get(health.state)
-        if kind is None:
+        if kind is None or (health.state is State.DOWN and is_fetched(self.key)):
             return None
         text = f"next hop {self.key} is {health.state}: {health.why}"
         return Condition(kind=kind, text=text, since_us=health.since_us)

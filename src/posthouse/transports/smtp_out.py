@@ -132,6 +132,8 @@ class SmtpConnector:
 
     async def _open(self, target: Target) -> SmtpSession:
         wish = _WISHES[self._settings.tls]
+        if target.address.startswith("/"):  # this node itself; its line has TLS as it was opened
+            return await self._try(target, "never")
         if self._settings.tls != "opportunistic":
             return await self._try(target, wish)
         try:

@@ -66,6 +66,11 @@ def test_a_good_file(tmp_path: Path) -> None:
         ('"secret"\n', '"nowhere"\n', "cannot be read"),
         ('user = "ada"\n', "", "pull.user: is missing"),
         ('standby = "defer"', 'standby = "proxies"', 'domain.standby: "proxies" is'),
+        (
+            'next_hop = "pull"',
+            'next_hop = "pull"\nstandby = "defer"',
+            ":9: domain.standby: the primary",
+        ),
         ('user = "ada"', 'usr = "ada"', "did you mean user?"),
         (
             "[[pull]]",

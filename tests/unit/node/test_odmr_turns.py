@@ -25,6 +25,7 @@ from posthouse.node_odmr import Turns
 from posthouse.ports import Body, Target
 from posthouse.ports_session import SessionFacts
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
+from posthouse.transports.tls import TlsMode
 
 SECRET = "tanstaaftanstaaf"
 DOMAINS = ("example.com", "example.org")
@@ -266,14 +267,16 @@ async def test_primary_lost_within_a_message(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def fetching(h: House, primary: ScriptedPeer) -> AsyncIterator[SmtpConnector]:
+async def fetching(
+    h: House, primary: ScriptedPeer, *, tls: TlsMode = "opportunistic"
+) -> AsyncIterator[SmtpConnector]:
     """A primary on the line, and who sends over it; at the end the line is given up."""
     async with dialling(h.port) as dialler:
         await dialler.log_in()
         await dialler.say("ATRN")
         spliced = asyncio.ensure_future(dialler.splice(primary.port))
         await until(lambda: h.retried == list(DOMAINS))
-        connector = SmtpConnector(OutSettings(helo_name="mx2.example.net"), no_body)
+        connector = SmtpConnector(OutSettings(helo_name="mx2.example.net", tls=tls), no_body)
         try:
             yield connector
         finally:
@@ -301,6 +304,22 @@ async def test_a_relay_that_sits_on_a_refusal(tmp_path: Path) -> None:
             session.quit()
             assert len(primary.messages) == number
         sitting.quit()
+
+
+@pytest.mark.parametrize("tls", ["required", "verified"])
+async def test_tls_is_between_the_node_and_the_primary(tmp_path: Path, tls: TlsMode) -> None:
+    """Where mail to next hops needs TLS, the relays still talk in clear to their own node."""
+    async with (
+        ScriptedPeer() as primary,
+        house(tmp_path) as h,
+        fetching(h, primary, tls=tls) as connector,
+    ):
+        assert await connector.probe(h.target("example.com"), ["bob@example.com"])
+        source = ListSource([make_transaction()])
+        session = await connector.connect(h.target("example.com"), source)
+        await until(lambda: bool(source.finished_with))
+        session.quit()
+        assert len(primary.messages) == 1
 
 
 async def test_a_message_that_takes_long(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fakes.relay_world import MX, OTHER, PRIMARY, World, fixed
 from fakes.resolver import FakeResolver
 from fakes.timers import turn_over
 from posthouse.domain.drain import State
-from posthouse.domain.nexthop import HostPort
+from posthouse.domain.nexthop import WAITS, HostPort
 from posthouse.ports import SessionEnd, Target
 from posthouse.services import relay_pool
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
@@ -71,6 +71,21 @@ async def test_outage_of_many_domains_reads_only_those_with_mail() -> None:
     assert len(world.peer().delivered) == 2
     assert {domain for domain, _ in world.spool.claims} == {"d7.example", "d8.example"}
     assert len(world.spool.claims) <= 6  # at the start, for addresses to probe with, at the end
+
+
+async def test_a_primary_that_fetches_is_no_alert() -> None:
+    """Nobody on the line is how it should be: no alert in `status`, and a word that says so."""
+    line = "/data/run/atrn-1.sock"
+    world = World({"example.com": RouteSettings(hops=(HostPort(line, 0),))}, SETTINGS)
+    world.peer(line).down()
+    await world.accept()
+    await world.start()
+    assert world.state() is State.DOWN
+    assert world.status().why == WAITS
+    assert list(world.relay.alerts()) == []
+    world.peer(line).up()
+    await world.timers.advance(34)
+    assert len(world.peer(line).delivered) == 1
 
 
 async def test_retry_probes_at_once() -> None:
