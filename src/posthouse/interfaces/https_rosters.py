@@ -27,6 +27,12 @@ _NO_ROSTER: Final = ProblemAnswer(
     title="No such roster",
     detail="The domain is unknown, or not one this party backs up",
 )
+_NOT_YET: Final = ProblemAnswer(
+    status=503,
+    title="No roster yet",
+    detail="The roster of this domain is being made, or its sources cannot be read",
+    retry_after_seconds=30,
+)
 _BAD_SINCE: Final = ProblemAnswer(
     status=400, title="Bad request", detail="since is not the serial of a roster"
 )
@@ -61,7 +67,7 @@ class RosterDesk:
             )
             if reply is not None:
                 return _make_answer(reply)
-        return _NO_ROSTER
+        return _NOT_YET
 
 
 def _make_answer(reply: RosterReply) -> PeerAnswer:

@@ -192,7 +192,8 @@ class Subscriber:
             except (PeerFailure, StorageError) as error:
                 problem = error.detail
                 retry_after = getattr(error, "retry_after_seconds", None)
-                self._tell_not_fetched(watch, problem)
+                if retry_after is None or watch.failures:
+                    self._tell_not_fetched(watch, problem)
             except Exception as error:  # our own fault; the next attempt may go better
                 problem = f"failed: {error!r}"
                 observe.trouble("rosters", f"{watch.domain}: attempt failed", error)

@@ -337,10 +337,12 @@ async def test_domains_of_others(rosters: tuple[Rosters, Client], domain: str) -
 
 
 async def test_a_domain_without_roster_yet(rosters: tuple[Rosters, Client]) -> None:
-    """404 too."""
+    """503 and when to come again: it may be under way, and the domain is one that is backed up."""
     _, client = rosters
     client.ask("GET", "/v1/rosters/example.org", token="other")
-    (await client.read()).expect_problem(404)
+    answer = await client.read()
+    answer.expect_problem(503)
+    assert answer.headers["retry-after"] == "30"
 
 
 @pytest.mark.parametrize(

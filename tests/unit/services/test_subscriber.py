@@ -170,6 +170,10 @@ async def test_a_failed_attempt_keeps_the_old(
     assert await world.refresh() == answer.detail
     assert world.disk.serial() == SERIAL
     assert world.wait_seconds() == seconds
+    polite = answer.retry_after_seconds is not None  # asked to wait: no alert for the first time
+    assert world.alerts.kinds() == ([] if polite else ["roster-not-fetched"])
+    world.script(answer)
+    await world.refresh()
     assert world.alerts.kinds() == ["roster-not-fetched"]
     assert list((world.disk.directory / "incoming").iterdir()) == []
 
