@@ -49,7 +49,7 @@ TLS_FIRST: Final = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
 # A line that nobody uses ends when nothing is left to send (or to be had now). One in use has
 # the time-outs of SMTP: a large message may take long over it.
 QUIET_SECONDS: Final = 3.0
-STUCK_SECONDS: Final = 60.0
+STUCK_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.25
 _LARGEST: Final = 1 << 32
 
@@ -115,7 +115,16 @@ class Turns:
         if line.user in self._serving:  # two of one user were granted at once
             line.transport.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(line, wanted))
+        gone = asyncio.Event()
+        session = ProxySession.adopt(  # at once: the peer's greeting may be here the next instant
+            line.transport,
+            line.channel,
+            line.rest,
+            target=Target(host=f"atrn-{line.user}", address=line.address),
+            settings=self._out,
+        )
+        session.when_gone = lambda _session: gone.set()
+        task = asyncio.get_running_loop().create_task(self._serve(line, wanted, session, gone))
         self._serving[line.user] = task
         task.add_done_callback(lambda done: self._served(line.user, done))
 
@@ -130,16 +139,9 @@ class Turns:
         if not done.cancelled() and (error := done.exception()) is not None:
             observe.trouble("odmr", f"the line of {user} failed", error)
 
-    async def _serve(self, line: Line, domains: tuple[str, ...]) -> None:
-        gone = asyncio.Event()
-        session = ProxySession.adopt(
-            line.transport,
-            line.channel,
-            line.rest,
-            target=Target(host=f"atrn-{line.user}", address=line.address),
-            settings=self._out,
-        )
-        session.when_gone = lambda _session: gone.set()
+    async def _serve(
+        self, line: Line, domains: tuple[str, ...], session: ProxySession, gone: asyncio.Event
+    ) -> None:
         try:
             await session.opened(self._out.greeting_timeout)
         except NextHopFailure as failure:

@@ -19,11 +19,12 @@ from fakes.stored_body import StoredBody
 from fakes.work_source import ListSource, make_transaction
 from posthouse.domain.nexthop import pull_socket_name
 from posthouse.errors import NextHopFailure
-from posthouse.interfaces.odmr_door import OdmrDesk, OdmrKeeper
+from posthouse.interfaces.odmr_door import Line, OdmrDesk, OdmrKeeper
 from posthouse.mail.reply import Reply
 from posthouse.node_odmr import Turns
 from posthouse.ports import Body, Target
 from posthouse.ports_session import SessionFacts
+from posthouse.transports.proxy_out import ProxySession
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 from posthouse.transports.tls import TlsMode
 
@@ -365,3 +366,18 @@ async def test_a_primary_that_answers_nonsense(tmp_path: Path, answers: dict[str
         await until(lambda: bool(source.finished_with) or bool(source.returned_with))
         told = [result.code for results in source.finished_with.values() for result in results]
         assert not any(code < 300 for code in told)
+
+
+async def test_the_greeting_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a quick primary says the instant after our 250 is heard: the line is ours by then."""
+    readers: list[asyncio.BaseProtocol] = []
+    take = Turns.take
+
+    def noting(self: Turns, line: Line) -> None:
+        take(self, line)
+        readers.append(line.transport.get_protocol())
+
+    monkeypatch.setattr(Turns, "take", noting)
+    async with ScriptedPeer() as primary, house(tmp_path) as h, fetching(h, primary):
+        (reader,) = readers
+        assert isinstance(reader, ProxySession)
