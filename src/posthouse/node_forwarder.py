@@ -8,6 +8,7 @@ and tried again: mail does not wait for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ from posthouse.transports.agreement_calls import PeerForwarders
 
 AGAIN_SECONDS: Final = 60.0
 ENDS_SECONDS: Final = 300.0
+CLOSED: Final = "agreements-closed"
 
 
 class WorkerQueues:
@@ -164,20 +166,33 @@ class ForwarderDuty:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            try:
-                book = await SqliteForwarderBook.open(agreements_directory(self._data_dir))
-                grants = await SqliteGranterBook.open(agreements_directory(self._data_dir))
-            except StorageError as error:
-                observe.trouble("agreements", "the books cannot be opened", error)
-                await asyncio.sleep(AGAIN_SECONDS)
-                continue
-            try:
-                await self._serve(book, grants)
-            finally:
-                self._forwarder = self._policy = self._granter = self._callbacks = None
-                await book.close()
-                await grants.close()
-                await self.pairs.close()
+            async with contextlib.AsyncExitStack() as books:
+                try:
+                    directory = agreements_directory(self._data_dir)
+                    book = await SqliteForwarderBook.open(directory)
+                    books.push_async_callback(book.close)
+                    grants = await SqliteGranterBook.open(directory)
+                    books.push_async_callback(grants.close)
+                except StorageError as error:
+                    self._tell_closed(error)
+                    await books.aclose()
+                    await asyncio.sleep(AGAIN_SECONDS)
+                    continue
+                self._alerts.clear(CLOSED, "books")
+                try:
+                    await self._serve(book, grants)
+                finally:
+                    self._forwarder = self._policy = self._granter = self._callbacks = None
+                    await self.pairs.close()
+
+    def _tell_closed(self, error: StorageError) -> None:
+        observe.trouble("agreements", "the books cannot be opened", error)
+        self._alerts.raise_(
+            CLOSED,
+            "books",
+            f"the books of agreements cannot be opened: {error.detail}",
+            f"see to {agreements_directory(self._data_dir)}; mail flows, nothing is negotiated",
+        )
 
     async def _serve(self, book: SqliteForwarderBook, grants: SqliteGranterBook) -> None:
         settings = make_granter_settings(self._config, self.pairs.backups)
@@ -225,8 +240,9 @@ class ForwarderDuty:
             await asyncio.sleep(ENDS_SECONDS)
             try:
                 await callbacks.tell_ends()
+                await callbacks.forget_ended()
             except StorageError as error:
-                observe.trouble("agreements", "ends cannot be told", error)
+                observe.trouble("agreements", "ends cannot be told or forgotten", error)
 
     def _find_preference(self, domain: str) -> int:
         """Ours among the MX hosts that the owner means to publish."""
