@@ -31,6 +31,7 @@ from posthouse.node_live import LiveVerification
 from posthouse.node_memory import keep_freed_memory
 from posthouse.node_process import Process, clock_us, read_again, run_in_loop
 from posthouse.node_rosters import RosterView, make_roster_files
+from posthouse.node_scheduling import wait_for_turns
 from posthouse.node_sockets import BACKLOG, name_sockets
 from posthouse.node_spools import close_spools, open_spool, shards_of_worker
 from posthouse.node_standby import StandbyDuty
@@ -86,6 +87,7 @@ def run_worker(
         return 70 if worker.process.failed else 0
 
     keep_freed_memory()
+    wait_for_turns()
     return run_in_loop(work())
 
 

@@ -67,6 +67,15 @@ def test_a_killed_worker_is_replaced_and_its_mail_is_there(tmp_path: Path) -> No
         assert "was killed by SIGKILL; starts again" in node.log()
 
 
+def test_workers_wait_for_turns(tmp_path: Path) -> None:
+    """All threads of a worker are batch ones; the control process is not held back."""
+    with PosthouseNode(tmp_path, next_hop=[NOWHERE], workers=1) as node:
+        [worker] = worker_pids(node)
+        threads = [int(name) for name in os.listdir(f"/proc/{worker}/task")]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+        assert os.sched_getscheduler(node.running.pid) == os.SCHED_OTHER
+
+
 def test_reload_keeps_sessions_and_brings_new_settings(tmp_path: Path) -> None:
     """SIGHUP puts domains, limits and lists in force; a message under way is not disturbed."""
     with PosthouseNode(tmp_path, next_hop=[NOWHERE], workers=1) as node:
