@@ -98,7 +98,8 @@ def measure(stage: Stage, side: Side) -> dict[str, float]:
         contestant.start()
         wait_greeting(contestant)
         found["restart_greeting"] = time.perf_counter() - began
-        contestant.retry()
+        if side == "postfix":  # ours tries what it finds by itself
+            contestant.retry()
         sink.wait_messages(1)
         found["restart_delivery"] = time.perf_counter() - began
         early, then = sink.messages, time.perf_counter()
