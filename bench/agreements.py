@@ -1,5 +1,7 @@
 """After an outage: how long until every new address has its agreement; what RCPT pays for them.
 
+Twice: with the machine to itself, and while a node on it brings its backlog home.
+
 Ours only. The primary is a process of its own: granter, book on disk, HTTPS
 door with TLS; the backup's forwarder runs here, on its own book. Both flush
 every step to the same disk and share the machine, as in the worst of cases.
@@ -60,6 +62,15 @@ ROWS = (
         floor=30.0,
     ),
     Row(name="agreements_rate", what="agreements negotiated and completed", unit="/s"),
+    Row(
+        name="agreements_time_draining",
+        what="the same while a backlog drains beside it",
+        unit="s",
+        better="less",
+        versus="bound",
+        floor=30.0,
+    ),
+    Row(name="agreements_drain", what="that drain meanwhile", unit="msg/s"),
     Row(name="agreements_publish", what="swap of 10,000 agreements", unit="ms", better="less"),
     Row(name="agreement_hit", what="agreement look-up, on record", unit="ns", better="less"),
     Row(name="agreement_miss", what="agreement look-up, not on record", unit="ns", better="less"),
@@ -72,7 +83,28 @@ def measure(stage: Stage, side: Side) -> dict[str, float]:
     if side != "posthouse":
         return {}
     count = stage.pick(10_000, 1_000)
-    root = stage.root / "agreements"
+    alone = _run(stage.root / "agreements", count)
+    backlog = stage.pick(600_000, 20_000)
+    sink = stage.sink()
+    with stage.running(side, sink) as contestant:
+        stage.send(contestant, backlog)
+        sink.start()
+        sink.wait_messages(1)
+        began, early = time.perf_counter(), sink.messages
+        beside = _run(stage.root / "agreements-draining", count)
+        drained = (sink.messages - early) / (time.perf_counter() - began)
+        if not stage.quick and sink.messages >= backlog:
+            raise PeerFailed("the backlog was drained before the agreements were made")
+        sink.stop()
+    return {
+        **alone,
+        "agreements_time_draining": beside["agreements_time"],
+        "agreements_drain": drained,
+    }
+
+
+def _run(root: Path, count: int) -> dict[str, float]:
+    """One primary, one backup, `count` new addresses."""
     root.mkdir()
     certificate = Certificate(trustme.CA(), "127.0.0.1")
     files = write_certificate(root, certificate)

@@ -40,7 +40,12 @@ ROWS = (
         floor=64,
     ),
     Row(name="roster_rebuild", what="roster: the same again, changes found", unit="addr/s"),
-    Row(name="roster_memory", what="roster: peak memory of the builder", unit="MiB", better="less"),
+    Row(
+        name="roster_builder_memory",
+        what="roster: peak memory of the builder",
+        unit="MiB",
+        better="less",
+    ),
 )
 
 
@@ -87,7 +92,7 @@ def build(root: Path, count: int) -> dict[str, float]:
         "roster_hash": hash_speed(key),
         "roster_delta": len(reply.body) / 1024,
         "roster_rebuild": count / again,
-        "roster_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "roster_builder_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 

@@ -13,13 +13,14 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from bench import load
 from bench.contestants import Posthouse
@@ -37,6 +38,7 @@ from posthouse.mail.roster import (
     RosterPublisher,
 )
 from posthouse.mail.wire_text import format_time
+from posthouse.node_process import run_in_loop
 from posthouse.ports import RecipientDirectory
 from posthouse.ports_roster import RosterKeys
 from posthouse.proto import signing
@@ -126,7 +128,7 @@ def take_in(files: RosterFiles, path: Path) -> None:
     files.take_in(intake, KEYS, now_us=now_us(), max_loss_percent=20)
 
 
-async def _work(directory: Path) -> None:
+async def _work(directory: Path) -> int:
     """The worker: what it costs is said on stdout, a line for each stage."""
     table: dict[str, RecipientDirectory] = {}
     files = RosterFiles(directory, clock_s=time.time)
@@ -153,33 +155,56 @@ async def _work(directory: Path) -> None:
     }
     print(json.dumps(looked_up), flush=True)
     await asyncio.to_thread(sys.stdin.readline)
-    gaps = Gaps()
-    beating = asyncio.create_task(gaps.beat(table))
+    gaps = Gaps(table)
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    client, _ = await loop.create_connection(Echo, sock=theirs)
+    door, _ = await loop.create_connection(lambda: gaps, sock=ours)
     await asyncio.sleep(0.2)
     began = time.perf_counter()
     gaps.longest = 0.0
     await watch.refresh()
     took = time.perf_counter() - began
     await asyncio.sleep(0.2)
-    beating.cancel()
+    door.close()
+    client.close()
     assert watch.get(DOMAIN).serial == 200  # type: ignore[union-attr]
     print(json.dumps({"roster_swap": took, "roster_pause": gaps.longest * 1000}), flush=True)
+    return 0
 
 
-class Gaps:
-    """Takes look-ups in small turns, as a busy door does, and sees how late each turn comes."""
+class Gaps(asyncio.Protocol):
+    """A busy door: each read brings look-ups, each write the next read; how late is each turn?"""
 
-    def __init__(self) -> None:
+    def __init__(self, table: dict[str, RecipientDirectory]) -> None:
         self.longest = 0.0
+        self._table = table
+        self._number = 0
+        self._last = time.perf_counter()
+        self._transport: asyncio.Transport | None = None
 
-    async def beat(self, table: dict[str, RecipientDirectory]) -> None:
-        number = 0
-        while True:
-            began = time.perf_counter()
-            for number in range(number, number + 50):  # noqa: B020
-                table[DOMAIN].find(user(number % KNOWN))
-            await asyncio.sleep(0)
-            self.longest = max(self.longest, time.perf_counter() - began)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.data_received(b"")
+
+    def data_received(self, _data: bytes) -> None:
+        now = time.perf_counter()
+        self.longest, self._last = max(self.longest, now - self._last), now
+        for number in range(self._number, self._number + 50):
+            self._table[DOMAIN].find(user(number % KNOWN))
+        self._number += 50
+        assert self._transport is not None
+        self._transport.write(bytes(1000))
+
+
+class Echo(asyncio.Protocol):
+    """The client of that door: sends back a little for whatever comes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, _data: bytes) -> None:
+        self._transport.write(b"more")
 
 
 def _each_us(look_up: object, names: list[str]) -> float:
@@ -302,8 +327,7 @@ def now_us() -> int:
 def main() -> int:
     """See the module."""
     if sys.argv[1:2] == ["--worker"]:
-        asyncio.run(_work(Path(sys.argv[2])))
-        return 0
+        return run_in_loop(_work(Path(sys.argv[2])))
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
     with tempfile.TemporaryDirectory(prefix="rosters-") as place:
         values = measure_worker(Path(place), count)

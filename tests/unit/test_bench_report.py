@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bench import load, report
+from bench.__main__ import FIGURES
 from bench.stage import Row, Side, Stage
 
 from peers.smtp_tools import SmtpSink
@@ -99,3 +100,10 @@ def test_the_generator_refuses_a_wrong_reply(tmp_path: Path) -> None:
         plan.port = sink.port
         with pytest.raises(load.Refused, match="250"):
             load.drive(plan)
+
+
+def test_every_row_has_a_name_of_its_own() -> None:
+    """Values are gathered by row name: two rows of one name would be mixed into one median."""
+    names = [row.name for module in FIGURES.values() for row in module.ROWS]
+    assert len(names) > 30
+    assert sorted(set(names)) == sorted(names)
