@@ -1,7 +1,7 @@
 """SMTP towards a next hop: opens sessions and probes (`posthouse.ports.Connector`).
 
 The protocol itself is `posthouse.proto.smtp_client`; this module and
-`smtp_out_session` move its octets. One coarse timer watches all sessions of a
+`smtp_out_session` with its parts move its octets. One coarse timer watches all sessions of a
 connector: a timer a command would cost more than the command.
 
 Failures: `NextHopFailure`, always with the stage. In mode "opportunistic" a
@@ -154,7 +154,7 @@ class SmtpConnector:
             settings = dataclasses.replace(settings, chunking=False)
         session = SmtpSession(target, settings, wish, self._tls, self._open_body)
         if settings.chunking:
-            session.on_bdat_refused = self._note_bdat_refused
+            session.when_bdat_refused(self._note_bdat_refused)
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 transport = await connect(lambda: session, target)

@@ -15,7 +15,7 @@ from fakes.work_source import ListSource, make_transaction
 from posthouse.errors import BodyDamaged, StorageBroken
 from posthouse.ports import Body, RecipientResult, Target, Transaction
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
-from posthouse.transports.smtp_out_session import PIECE_BYTES
+from posthouse.transports.smtp_out_work import PIECE_BYTES
 
 LINE = b".a line that begins with a dot and ends soon\r\n"
 MANNERS = [(), ("PIPELINING",), ("CHUNKING",), ("PIPELINING", "CHUNKING")]
