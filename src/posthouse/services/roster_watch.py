@@ -1,7 +1,7 @@
 """The rosters in force, as one worker sees them: opened, swapped whole, given back.
 
 Opening reads a header and compiles its rules, giving back unmaps a body: both
-happen in a thread, so that a swap costs the event loop an assignment. A look-up
+happen in a thread, so that a swap costs the event loop a few milliseconds. A look-up
 that is under way goes on with the roster it began with.
 """
 
@@ -16,6 +16,7 @@ from posthouse.errors import StorageError
 from posthouse.mail.wire_text import format_time
 from posthouse.ports import Fingerprint, RecipientDirectory
 from posthouse.ports_roster import RosterDirectory, RosterKeys, RosterShelf, SlowLookUps
+from posthouse.services.aside import run_aside
 
 LOOK_EVERY_SECONDS: Final = 1.0
 
@@ -73,7 +74,7 @@ class RosterWatch:
                 await self._take_up(domain, keys)
 
     async def _take_up(self, domain: str, keys: RosterKeys) -> None:
-        fresh = await asyncio.to_thread(self._shelf.open, keys, self._slow)
+        fresh = await run_aside(lambda: self._shelf.open(keys, self._slow))
         old = self._open.get(domain)
         if fresh is None:
             if old is None or await self._is_out_of_force(domain, keys):
@@ -81,7 +82,7 @@ class RosterWatch:
             else:
                 observe.alert("rosters", f"{domain}: its roster is damaged", domain=domain)
         elif old is not None and fresh.head_sha256 == old.head_sha256:
-            await asyncio.to_thread(fresh.close)  # something else changed, such as what waits
+            await run_aside(fresh.close)  # something else changed, such as what waits
         else:
             await self._swap(domain, fresh)
 
@@ -103,7 +104,7 @@ class RosterWatch:
             for told in self.swapped:
                 told(domain)
         if old is not None:
-            await asyncio.to_thread(old.close)
+            await run_aside(old.close)
 
     async def run(self) -> None:
         """Look again and again, for ever. An idle look costs one stat, whatever the domains."""
