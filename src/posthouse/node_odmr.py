@@ -15,7 +15,7 @@ import functools
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from posthouse.config_schema import Config
 from posthouse.domain.nexthop import pull_socket_name
 from posthouse.errors import ConfigError, NextHopFailure
 from posthouse.interfaces.control import bind_unix_socket
+from posthouse.interfaces.door_log import QuietLog
 from posthouse.interfaces.odmr_door import Line, OdmrDesk, OdmrKeeper
 from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings
 from posthouse.mail.reply import Reply
@@ -51,7 +52,9 @@ TLS_FIRST: Final = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
 QUIET_SECONDS: Final = 3.0
 STUCK_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.25
+_ACCEPT_TURNS: Final = 4  # of the loop: select, accept, transport, `connection_made`
 _LARGEST: Final = 1 << 32
+_LONGEST_SECONDS: Final = 86400.0  # of a relay's session: the line's own time-outs end it
 
 Count = Callable[[Collection[str]], Awaitable[int | None]]
 
@@ -149,10 +152,9 @@ class Turns:
             session.abort("given up")
             return
         observe.note("odmr", f"{line.user}[{line.address}] fetches {', '.join(domains)}")
-        reception = PulledReception(session, on_gone=lambda _why: gone.set())
         try:
             async with contextlib.AsyncExitStack() as stack:
-                await self._open_doors(stack, reception, session, domains)
+                reception = await self._open_doors(stack, session, domains, gone)
                 for domain in domains:
                     self._retry(domain)
                 await self._wait_until_done(reception, domains, gone)
@@ -163,10 +165,15 @@ class Turns:
     async def _open_doors(
         self,
         stack: contextlib.AsyncExitStack,
-        reception: PulledReception,
         session: ProxySession,
         domains: tuple[str, ...],
-    ) -> None:
+        gone: asyncio.Event,
+    ) -> PulledReception:
+        def lost(why: str) -> None:
+            gone.set()
+            keeper.hang_up(f"the primary is gone ({why})")
+
+        reception = PulledReception(session, on_gone=lost)
         limits = ServerLimits(
             hostname="atrn.invalid",
             max_message_bytes=session.size_limit or _LARGEST,
@@ -179,22 +186,24 @@ class Turns:
                 limits=limits,
                 reverse_dns=False,
                 max_connections_per_client=2000,
-                total_timeout=86400.0,
-                verdict_timeout=2 * self._out.command_timeout,
+                total_timeout=_LONGEST_SECONDS,
+                verdict_timeout=_LONGEST_SECONDS,  # it waits for its turn, then for the primary
             ),
             reception=reception,
             resolver=None,
             tls=None,
         )
-        keeper.private = True
+        keeper.private, keeper.log = True, QuietLog()
         keeper.start()
-        stack.push_async_callback(keeper.leave, 0)
-        loop = asyncio.get_running_loop()
-        for domain in domains:
-            path = self._run / pull_socket_name(domain)
-            server = await loop.create_unix_server(keeper.make_session, sock=bind_unix_socket(path))
-            stack.callback(path.unlink, missing_ok=True)
-            stack.callback(server.close)
+        servers: list[asyncio.Server] = []
+        paths = [self._run / pull_socket_name(domain) for domain in domains]
+        stack.push_async_callback(_see_through, lambda: _close_doors(keeper, servers, paths))
+        for path in paths:
+            server = await asyncio.get_running_loop().create_unix_server(
+                keeper.make_session, sock=bind_unix_socket(path)
+            )
+            servers.append(server)
+        return reception
 
     async def _wait_until_done(
         self,
@@ -215,6 +224,33 @@ class Turns:
                 return
             if still >= self._quiet_seconds and await self._count(domains) == 0:
                 return
+
+
+async def _close_doors(
+    keeper: Doorkeeper, servers: Sequence[asyncio.Server], paths: Sequence[Path]
+) -> None:
+    """Let nobody in any more, send everybody home.
+
+    asyncio loses a connection whose server closes between accept and the next turns of its
+    loop: it stays open, and a relay would wait for the greeting. So those are let in first.
+    """
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for _ in range(_ACCEPT_TURNS):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
+    await keeper.leave(0)
+
+
+async def _see_through(work: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Do it to its end, cancelled meanwhile or not."""
+    task = asyncio.get_running_loop().create_task(work())
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 class OdmrDuty:

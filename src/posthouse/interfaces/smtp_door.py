@@ -26,6 +26,7 @@ from posthouse import observe
 from posthouse.domain.client_network import client_network, plain_address
 from posthouse.domain.verdict import NOT_JUDGED, Verdict
 from posthouse.errors import PosthouseError, TlsFailed
+from posthouse.interfaces.door_log import DoorLog
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports import Resolver, TlsChannel, TlsServer
@@ -99,6 +100,7 @@ class Doorkeeper:
         self.tls = tls
         self.etrn: Etrns | None = None
         self.private = False  # clients are this node's own, over unix sockets
+        self.log: DoorLog = observe
         self.sessions: set[SmtpDoor] = set()
         self._networks: dict[str, int] = {}
         self._leaving = False
@@ -135,6 +137,11 @@ class Doorkeeper:
             session.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    def hang_up(self, why: str) -> None:
+        """Say 421 to every session at once; one whose message is committed hears its answer."""
+        for session in tuple(self.sessions):
+            self._guard(session, partial(session.part, why))
 
     async def _wait_empty(self, seconds: float) -> None:
         if self.sessions:
@@ -256,7 +263,7 @@ class SmtpDoor(asyncio.Protocol):
         self._facts = SessionFacts(address=self._address, network=client_network(self._address))
         refusal = self._keeper.admit(self, self._address, self._facts.network)
         if refusal is not None:
-            observe.connection_refused(self._address, str(refusal))
+            self._keeper.log.connection_refused(self._address, str(refusal))
             self._closing = True
             transport.write(refusal.encode())
             transport.close()
@@ -267,7 +274,7 @@ class SmtpDoor(asyncio.Protocol):
                 self._find_name(self._keeper.resolver)
             )
         else:
-            observe.client_connected(self._name, self._address, self._port)
+            self._keeper.log.client_connected(self._name, self._address, self._port)
         self._session.greet()
         transport.write(self._session.take_output())
 
@@ -315,10 +322,12 @@ class SmtpDoor(asyncio.Protocol):
             self._letter.discard()
             self._letter = None
         if not self._closing:
-            observe.session_cut(self._name, self._address, session.last_command, "lost connection")
+            self._keeper.log.session_cut(
+                self._name, self._address, session.last_command, "lost connection"
+            )
         self._closing = True
         if self._began:
-            observe.client_gone(
+            self._keeper.log.client_gone(
                 self._name, self._address, commands=session.commands, messages=self._messages
             )
         self._keeper.forget(self, self._facts.network)
@@ -367,14 +376,14 @@ class SmtpDoor(asyncio.Protocol):
         if not self._session.in_transaction and not self._busy:
             self.cut("server shutting down")
 
-    def part(self) -> None:
+    def part(self, why: str = "server shutting down") -> None:
         """The grace is over: end now, but a message being stored is answered first."""
         if self._closing:
             self.abort()
         elif self._committing:
             self._parting = True
         else:
-            self.cut("server shutting down")
+            self.cut(why)
 
     def abort(self) -> None:
         """Tear the connection down; what was not sent is lost."""
@@ -391,7 +400,7 @@ class SmtpDoor(asyncio.Protocol):
         if self._judging is not None:
             self._judging.cancel()
         self._session.close_with(Reply(421, code, f"{host} Error: {why}"), why)
-        observe.session_cut(self._name, self._address, self._session.last_command, why)
+        self._keeper.log.session_cut(self._name, self._address, self._session.last_command, why)
         if self._writing_paused:
             self.abort()
             return
@@ -499,7 +508,7 @@ class SmtpDoor(asyncio.Protocol):
         try:
             transport.write(channel.wrap(out))
         except TlsFailed as error:
-            observe.session_cut(
+            self._keeper.log.session_cut(
                 self._name, self._address, self._session.last_command, f"TLS failed ({error})"
             )
             self.abort()
@@ -559,7 +568,7 @@ class SmtpDoor(asyncio.Protocol):
             self._verdicts.append(verdict)
             self._session.answer(server_replies.RECIPIENT_OK)
             return
-        observe.recipient_refused(
+        self._keeper.log.recipient_refused(
             self._name,
             self._address,
             str(reply),
@@ -684,12 +693,14 @@ class SmtpDoor(asyncio.Protocol):
     def _on_closing(self, event: Closing) -> None:
         self._drop_letter()
         if event.why != "quit":
-            observe.session_cut(self._name, self._address, self._session.last_command, event.why)
+            self._keeper.log.session_cut(
+                self._name, self._address, self._session.last_command, event.why
+            )
         self._send_due()
         self._close()
 
     def _log_refusal(self, stage: str, reply: Reply) -> None:
-        observe.command_refused(
+        self._keeper.log.command_refused(
             self._name,
             self._address,
             stage,
@@ -761,7 +772,7 @@ class SmtpDoor(asyncio.Protocol):
         except TimeoutError:
             name = None
         self._name = name or "unknown"
-        observe.client_connected(self._name, self._address, self._port)
+        self._keeper.log.client_connected(self._name, self._address, self._port)
 
     # ------------------------------------------------------------------ TLS
 
@@ -780,7 +791,9 @@ class SmtpDoor(asyncio.Protocol):
         except TlsFailed as error:
             if error.alert:
                 transport.write(error.alert)
-            observe.session_cut(self._name, self._address, "STARTTLS", f"TLS failed ({error})")
+            self._keeper.log.session_cut(
+                self._name, self._address, "STARTTLS", f"TLS failed ({error})"
+            )
             self._begin_closing()
             if not self._busy:
                 self._drop_letter()

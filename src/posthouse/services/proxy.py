@@ -268,6 +268,7 @@ class ProxiedLetter:
         self._lost = False
         self._discarded = False
         self.committing = False
+        self.ended = False  # the final dot was said, or may have been
         self.then: Callable[[], None] | None = None
         self.over: Callable[[], None] | None = None  # the primary has answered the final dot
         self._opening = asyncio.ensure_future(self._open())
@@ -326,6 +327,7 @@ class ProxiedLetter:
         try:
             await self._opening
             if not self._lost and self._reply is None:
+                self.ended = not self._session.over
                 try:
                     reply = await self._session.end()
                     takes(reply, "dot")

@@ -9,8 +9,10 @@ answered 2xx stays in the worker's shard.
 The line goes to whoever is next as soon as a message is answered, and from a
 session none of whose recipients was taken: it may sit there for long.
 
-Fails like a lost connection: once the primary's end is gone, every session is
-to be dropped (`gone`), and the mail waits for the next call.
+Fails like a lost connection: once the primary's end is gone every session hears
+421, so that the mail is nobody's fault, waits by no schedule, and goes with the
+next call. Only what was lost between its final dot and the reply may be there
+already (RFC 1047): that is put off.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from posthouse.domain.verdict import Verdict
-from posthouse.errors import NextHopFailure, StorageBroken
+from posthouse.errors import NextHopFailure
 from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
@@ -29,7 +31,10 @@ from posthouse.ports_standby import PrimarySession
 from posthouse.services.proxy import ProxiedLetter, takes
 
 SCRATCH: Final = "pulled"
-LOST: Final = Reply(451, "4.4.2", "The connection with the primary was lost")
+LOST: Final = Reply(421, "4.4.2", "The connection with the primary was lost")
+LOST_LATE: Final = Reply(
+    451, "4.4.2", "The connection with the primary was lost after the final dot; it may come twice"
+)
 
 
 class _Turn:
@@ -49,6 +54,9 @@ class _NothingStored:
     queue_id = "-"
     trace = b""
 
+    def __init__(self) -> None:
+        self.letter: ProxiedLetter | None = None
+
     def write(self, data: bytes) -> bool:  # noqa: ARG002 (the port names it)
         return True
 
@@ -62,14 +70,19 @@ class _NothingStored:
         return None
 
     async def commit(self) -> None:
-        raise StorageBroken("the connection with the primary was lost")
+        return
 
     def accepted(self) -> Reply:
-        return LOST
+        """Said when the primary has not: the line was lost."""
+        assert self.letter is not None
+        return LOST_LATE if self.letter.ended else LOST
 
 
 class PulledReception:
-    """What the private door asks; a `ports_session.Receptionist`. on_gone: called once."""
+    """What the private door asks; a `ports_session.Receptionist`.
+
+    on_gone: called once, before any session hears of it.
+    """
 
     def __init__(self, session: PrimarySession, *, on_gone: Callable[[str], None]) -> None:
         self._session = session
@@ -106,7 +119,8 @@ class PulledReception:
         if self.gone:
             return LOST
         turn: _Turn = session.scratch[SCRATCH]
-        letter = ProxiedLetter(_NothingStored(), self._session, failed=self._lose)
+        nothing = _NothingStored()
+        letter = nothing.letter = ProxiedLetter(nothing, self._session, failed=self._lose)
         letter.then = lambda: self._finished(turn)
         return letter
 

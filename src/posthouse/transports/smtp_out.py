@@ -34,6 +34,9 @@ _KEEPALIVE: Final = (
     (socket.TCP_USER_TIMEOUT, 60_000),  # milliseconds: octets nobody acknowledges
 )
 _MAX_WITHOUT_BDAT: Final = 1000
+_LINE_SECONDS: Final = 86400.0
+"""For this node's own door to a turned line (ATRN), which has the time-outs of SMTP towards the
+primary: many sessions share the line, one that waits for others' large messages is not stuck."""
 _MIN_TICK_SECONDS: Final = 0.01
 _MAX_TICK_SECONDS: Final = 1.0
 _WISHES: Final[dict[TlsMode, TlsWish]] = {
@@ -150,6 +153,13 @@ class SmtpConnector:
 
     async def _try(self, target: Target, wish: TlsWish) -> SmtpSession:
         settings = self._settings
+        if target.address.startswith("/"):  # it waits for its turn on the line, then its primary
+            settings = dataclasses.replace(
+                settings,
+                command_timeout=_LINE_SECONDS,
+                data_block_timeout=_LINE_SECONDS,
+                final_dot_timeout=_LINE_SECONDS,
+            )
         if target in self._without_bdat:
             settings = dataclasses.replace(settings, chunking=False)
         session = SmtpSession(target, settings, wish, self._tls, self._open_body)
