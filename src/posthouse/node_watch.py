@@ -188,6 +188,7 @@ class _Room:
         await old.close()
 
     async def close(self) -> None:
+        self._desk.replace("direct", self._watch.direct.standing.values())
         await self._desk.stop()
         await self._ways.close()
         for store in self._stores:

@@ -5,7 +5,7 @@ compares that with what is stored. A condition that came is stored at once, and
 announced when it has stood for `delay_us`: a primary that restarts wakes
 nobody. One that is gone is over when it has been gone for as long. After a
 start nothing is taken to be over before `sources_complete` was called: what is
-still wrong is about to be said again.
+still wrong is about to be said again. `stop` does not wait: what is gone then is over.
 
 Each channel tells what was announced since it told last, grouped, at most once
 an interval, and tries again until it works or `give_up_us` is over; one that
@@ -135,11 +135,25 @@ class AlertDesk:
             await self.stop()
 
     async def stop(self) -> None:
-        """Let go of tellings under way: they are tried again after the next start."""
+        """Let go of tellings under way: they are tried again after the next start.
+
+        What is gone now is over: nobody will see it out, and it must not stand again after
+        the next start. A store that fails leaves that to the next start.
+        """
         tasks = list(self._telling.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._standing is None or not self._complete:
+            return
+        now_us, wanted = self._clock_us(), self._wanted()
+        for key, one in self._standing.items():
+            if key not in wanted and one.gone_us is None:
+                one.gone_us = now_us
+        try:
+            await self._end(now_us, for_us=0)
+        except StorageError as error:
+            observe.trouble("alerts", "alerts cannot be stored", error)
 
     async def tick(self) -> None:
         """Bring the store up to date, and start what is to be told now."""
@@ -162,8 +176,14 @@ class AlertDesk:
             await asyncio.wait(self._telling.values())
 
     async def _ask(self, question: Callable[[], T]) -> T:
+        """Cancelled it returns when the store is free: two threads never meet there."""
         async with self._store_lock:
-            return await asyncio.to_thread(question)
+            asked = asyncio.ensure_future(asyncio.to_thread(question))
+            try:
+                return await asyncio.shield(asked)
+            finally:
+                if not asked.done():
+                    await asyncio.wait((asked,))
 
     async def _greet_channels(self) -> None:
         """A new channel does not tell the past, but all that is announced from now on."""
@@ -192,7 +212,7 @@ class AlertDesk:
         wanted = self._wanted()
         await self._begin(wanted, now_us)
         await self._follow(wanted, now_us)
-        await self._end(now_us)
+        await self._end(now_us, for_us=self._settings.delay_us)
         if now_us - self._pruned_us > PRUNE_US:
             self._pruned_us = now_us
             await self._ask(lambda: self._store.prune(before_us=now_us - KEEP_US))
@@ -224,7 +244,9 @@ class AlertDesk:
                 words = msgspec.structs.replace(words, what_to_do=alert.what_to_do)
                 one.stored = msgspec.structs.replace(stored, alert=words)
                 await self._ask(lambda n=stored.number, w=words: self._store.update(n, w))  # type: ignore[misc]
-            if not one.announced and now_us - stored.raised_us >= self._settings.delay_us:
+            # A clock that was set back must not keep it secret until that time comes again.
+            stood_us = now_us - stored.raised_us
+            if not one.announced and not 0 <= stood_us < self._settings.delay_us:
                 announce.append(one)
         if announce:
             numbers = [one.stored.number for one in announce]
@@ -232,11 +254,14 @@ class AlertDesk:
             for one in announce:
                 one.announced = True
 
-    async def _end(self, now_us: int) -> None:
+    async def _end(self, now_us: int, *, for_us: int) -> None:
+        """What has been gone for so long is over. A clock that was set back begins it anew."""
         standing = self._get_standing()
         over: dict[int, list[Key]] = {}
         for key, one in standing.items():
-            if one.gone_us is not None and now_us - one.gone_us >= self._settings.delay_us:
+            if one.gone_us is not None:
+                one.gone_us = min(one.gone_us, now_us)
+            if one.gone_us is not None and now_us - one.gone_us >= for_us:
                 over.setdefault(one.gone_us, []).append(key)
         for gone_us, keys in over.items():
             numbers = [standing[key].stored.number for key in keys]

@@ -311,3 +311,58 @@ async def test_a_clock_set_back_silences_nobody(room: Room) -> None:
     await room.after()
     await room.after(MINUTE)
     assert room.mail.words() == [[("a", False)], [("b", False)]]
+
+
+async def test_a_clock_set_back_keeps_nothing_standing(room: Room) -> None:
+    """What stands is announced, and what is gone is over, though the time comes only next year."""
+    room.raise_("a")
+    await room.after()
+    room.now_us -= 365 * DAY
+    await room.after()
+    assert room.webhook.words() == [[("a", False)]]
+    room.now_us += 365 * DAY
+    room.clear("a")
+    await room.after()
+    room.now_us -= 365 * DAY
+    await room.after(MINUTE)
+    await room.after(MINUTE)
+    assert room.webhook.words() == [[("a", False)], [("a", True)]]
+    assert room.store.list_alerts(everything=False, limit=9) == []
+
+
+async def test_what_is_gone_at_a_stop_does_not_stand_again(room: Room) -> None:
+    """Cleared a moment before: over on disk, and told after the next start; what stands stays."""
+    for subject in "ab":
+        room.raise_(subject)
+    await room.after()
+    await room.after(MINUTE)
+    room.clear("a")
+    await room.restart()
+    assert [s.alert.subject for s in room.store.list_alerts(everything=False, limit=9)] == ["b"]
+    await room.after(MINUTE)
+    assert room.webhook.words() == [[("a", False), ("b", False)], [("a", True)]]
+
+
+async def test_a_stop_before_everybody_has_spoken_ends_nothing(room: Room) -> None:
+    """Stopped seconds after a start it does not know what is gone."""
+    room.raise_("a")
+    await room.after()
+    await room.restart()
+    await room.after()
+    await room.restart()
+    assert [s.alert.subject for s in room.store.list_alerts(everything=False, limit=9)] == ["a"]
+
+
+async def test_a_stop_amid_a_look_leaves_the_store_to_one_thread(room: Room) -> None:
+    """Whoever is cancelled waits for the store; what is gone is over all the same."""
+    room.raise_("a")
+    await room.after()
+    room.clear("a")
+    for turns in range(12):
+        work = asyncio.get_running_loop().create_task(room.desk.tick())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    await room.restart()
+    assert room.store.list_alerts(everything=False, limit=9) == []
