@@ -30,9 +30,7 @@ def fold(address: str) -> str:
 
 @pytest.fixture
 def granter() -> Iterator[Granter]:
-    granter = Granter(
-        party=DOMAIN, token=TOKEN, forwarder_id=BACKUP, domains=(DOMAIN,), fold=fold
-    )
+    granter = Granter(party=DOMAIN, token=TOKEN, forwarder_id=BACKUP, domains=(DOMAIN,), fold=fold)
     granter.mailboxes = {f"{user}@{DOMAIN}" for user in ("alice", "bob")}
     with serving(granter):
         yield granter
