@@ -48,8 +48,10 @@ def fetchmail(tmp_path: Path, rc: str, *arguments: str) -> subprocess.CompletedP
     file.chmod(0o600)
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
+    only_mine = ["--pidfile", str(tmp_path / "fetchmail.pid")]  # root's is one for the whole host
+    flags = ["-f", str(file), "--nodetach", "-v", *only_mine]
     return subprocess.run(
-        [find_program("fetchmail", "fetchmail"), "-f", str(file), "--nodetach", "-v", *arguments],
+        [find_program("fetchmail", "fetchmail"), *flags, *arguments],
         capture_output=True,
         text=True,
         timeout=60,
