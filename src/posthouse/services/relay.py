@@ -11,9 +11,10 @@ One relay per worker, in its event loop; nothing is shared between workers.
 What state a next hop is in is decided for the whole node (`ports_drain`,
 `services.nexthops`); the relay follows and tells what it learns.
 
-The pieces: `relay_route` (the state followed), `relay_pool` (sessions), `relay_queue` (ready
-mail), `relay_lane` (one session's work), `relay_ledger` (in hand and settling),
-`relay_targets` (DNS to addresses).
+The pieces: `relay_route` (the state followed), `relay_pool` (sessions), `relay_walk` (how one
+is opened), `relay_lane` (one session's work), `relay_evidence` (what outcomes tell),
+`relay_queue` (ready mail), `relay_ledger` (in hand and settling), `relay_targets` (DNS to
+addresses).
 """
 
 from __future__ import annotations

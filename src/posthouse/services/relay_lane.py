@@ -25,6 +25,7 @@ from posthouse.ports import (
     Target,
     Transaction,
 )
+from posthouse.services.relay_evidence import Evidence
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import ReadyQueue
 
@@ -37,46 +38,20 @@ def _meaning(result: RecipientResult) -> Meaning:
 
 
 class Owner(Protocol):
-    """What a lane tells its route."""
+    """What a lane needs of its pool."""
 
     queue: ReadyQueue
     means: Means
+    evidence: Evidence
 
     def rest(self, lane: Lane) -> None:
         """There was no work for this lane."""
 
-    def delivered(self) -> None:
-        """At least one recipient was accepted."""
-
-    refused_senders: dict[str, tuple[int, str]]
-
-    def refused(self, relay: str, reply: str, sender: str, *, permanent: bool) -> None:
-        """MAIL of `sender` was refused; it is not clear whether we or the sender were meant."""
-
-    def stumbled(self, why: str) -> None:
-        """A MAIL or a session failed before anything was delivered."""
-
     def slower(self, relay: str, reply: str) -> None:
-        """It wants less at a time."""
-
-    @property
-    def watched(self) -> bool:
-        """The next hop is being drained: every reply counts."""
-
-    def held_for_good(self, relay: str, reply: str) -> None:
-        """A recipient was refused for good. For `watched`."""
-
-    def put_off(self, *, proves: bool) -> None:
-        """A recipient was deferred; proves: by a next hop that works. For `watched`."""
-
-    def unproven(self) -> None:
-        """What was handed out told nothing. For `watched`."""
+        """The next hop wants less at a time."""
 
     def see_whether_dry(self) -> None:
-        """An outcome came. For `watched`."""
-
-    def strike(self, queue_id: int) -> int:
-        """Count how often a message came back without an outcome; returns the count."""
+        """An outcome came. While `evidence.watched`."""
 
 
 class Lane:
@@ -87,6 +62,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_evidence",
         "leaving",
         "outstanding",
         "owner",
@@ -102,6 +78,7 @@ class Lane:
 
     def __init__(self, owner: Owner, target: Target) -> None:
         self.owner = owner
+        self._evidence = owner.evidence
         self.session: Session | None = None
         self.target = target
         self.relay = f"{target.host}[{target.address}]:{target.port}"
@@ -141,7 +118,7 @@ class Lane:
         if self.session is None or self.leaving:
             return None
         transaction = self.owner.queue.pop()
-        if transaction is not None and self.owner.refused_senders:
+        if transaction is not None and self._evidence.senders.passed_over:
             transaction = self._pass_over(transaction)
         if transaction is None:
             if not self.resting:
@@ -157,19 +134,20 @@ class Lane:
 
     def _pass_over(self, transaction: Transaction | None) -> Transaction | None:
         """Defer what comes from senders that were refused a moment ago; the next from others."""
-        owner = self.owner
+        owner, evidence = self.owner, self._evidence
+        passed_over = evidence.senders.passed_over
         now_us = owner.means.clock_us()
         while transaction is not None:
             message = transaction.message
-            until_us, reply = owner.refused_senders.get(message.envelope_sender, (0, ""))
+            until_us, reply = passed_over.get(message.envelope_sender, (0, ""))
             if until_us <= now_us:
-                owner.refused_senders.pop(message.envelope_sender, None)
+                passed_over.pop(message.envelope_sender, None)
                 break
             for recipient in message.recipients:
                 self._defer(message, recipient, "its sender was refused a moment ago", reply)
             owner.queue.forget_body(transaction)
-            if owner.watched:
-                owner.unproven()
+            if evidence.watched:
+                evidence.unproven()
             transaction = owner.queue.pop()
         return transaction
 
@@ -187,7 +165,7 @@ class Lane:
             self._settle_each(transaction, results)
             if results:
                 self._judge(message, results)
-        if owner.watched:
+        if self._evidence.watched:
             owner.see_whether_dry()
 
     def _settle_each(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:
@@ -208,13 +186,13 @@ class Lane:
     def returned(self, transaction: Transaction, *, why: str, after_dot: bool) -> None:
         """See `ports.WorkSource`."""
         self.outstanding -= 1
-        owner = self.owner
+        owner, evidence = self.owner, self._evidence
         message = transaction.message
-        if owner.watched:
-            owner.unproven()
+        if evidence.watched:
+            evidence.unproven()
         if after_dot:
             reason = f"{why} after the final dot; it may arrive twice"
-        elif (why.startswith("421 ") and self.useful) or owner.strike(message.queue_id) < 2:
+        elif (why.startswith("421 ") and self.useful) or evidence.strike(message.queue_id) < 2:
             owner.queue.put_front(transaction)  # a limit of the session says nothing of it
             return
         else:
@@ -238,10 +216,10 @@ class Lane:
                 Settlement(message.queue_id, recipient.seq, Outcome.DELIVERED)
             )
             self._log(message, recipient, dsn_code(code, text), "sent", text)
-            self.owner.delivered()
+            self._evidence.delivered()
             return
         reply = text if text[:3] == str(code) else f"{code} {text}"
-        owner = self.owner
+        owner, evidence = self.owner, self._evidence
         if fate is Fate.HELD:
             reason = f"{word}: refused by {self.relay} at {result.stage.upper()}"
             if result.stage == "damaged":
@@ -252,16 +230,16 @@ class Lane:
             self._log(message, recipient, dsn_code(code, text), "held", reply or reason)
             ours = result.stage in _OUR_STAGES
             self.refused += not ours
-            if owner.watched:
+            if evidence.watched:
                 if ours:
-                    owner.unproven()
+                    evidence.unproven()
                 else:
-                    owner.held_for_good(self.relay, reply)
+                    evidence.held_for_good(self.relay, reply)
             return
         reason = f"{word}: deferred by {self.relay}"
         self._defer(message, recipient, reason, reply, dsn_code(code, text))
-        if owner.watched:
-            owner.put_off(proves=effect is Effect.NONE and result.stage in _LATE_STAGES)
+        if evidence.watched:
+            evidence.put_off(proves=effect is Effect.NONE and result.stage in _LATE_STAGES)
 
     def _offer_again(
         self, transaction: Transaction, results: Sequence[RecipientResult]
@@ -277,7 +255,7 @@ class Lane:
             again = {seq for seq, meaning in meanings if meaning.reason == "too-many"}
         message = transaction.message
         limited = {seq for seq, meaning in meanings if meaning.effect is Effect.SLOWER}
-        if limited and self.owner.strike(message.queue_id) < 2:
+        if limited and self._evidence.strike(message.queue_id) < 2:
             again |= limited
         rest = tuple(r for r in message.recipients if r.seq in again)
         if rest:
@@ -295,15 +273,16 @@ class Lane:
                     self.owner.slower(self.relay, result.text)
                 self.quit()  # limits of a session end with it; postscreen wants a fresh one
                 return
+        evidence = self._evidence
         first = results[0]
         fate, _, effect = _meaning(first)
         if fate is Fate.DELIVERED:
             return
         if effect is Effect.UNCLEAR and first.stage == "mail":
             permanent = fate is Fate.BLOCKED
-            self.owner.refused(self.relay, first.text, message.envelope_sender, permanent=permanent)
+            evidence.refused(self.relay, first.text, message.envelope_sender, permanent=permanent)
         elif any(_meaning(result).effect is Effect.TROUBLE for result in results):
-            self.owner.stumbled(f"{self.relay}: {first.text}")
+            evidence.stumbled(f"{self.relay}: {first.text}")
         elif first.stage == "damaged":
             queue_id = format_queue_id(message.queue_id)
             observe.alert("damaged", f"{queue_id} is held: {first.text}", queue_id=queue_id)

@@ -73,7 +73,7 @@ class Route:
 
     def retry(self) -> None:
         """Look again now: probe if not up, else read the queue from its oldest row."""
-        self.pool.forget_refusals()
+        self.pool.evidence.senders.forget()
         if self._retired:
             return
         if self.queue.is_open:
@@ -184,7 +184,7 @@ class Route:
     # ------------------------------------------------------------------ what the pool tells
 
     async def find_way(self) -> Way:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         return await find_way(
             self.means.resolver,
             domain=self.domains[0],
@@ -194,43 +194,43 @@ class Route:
         )
 
     def obstructed(self, way: Way) -> None:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         temporary = way.obstacle is not None and way.obstacle.temporary
         self._trouble(Event.LOST if temporary else Event.NO_WAY, way.text)
 
     def failed(self, failures: Failures) -> None:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         self._trouble(*judge_failures(failures))
 
     def refused_at_mail(self, why: str, refusals: int, *, permanent: bool) -> None:
-        """See `relay_pool.Leader`. A probe soon tells whether we or one sender were meant."""
+        """See `relay_leader.Leader`. A probe soon tells whether we or one sender were meant."""
         interval_us = self.means.settings.probe_interval_us
         event = Event.REFUSED if permanent else Event.LOST
         self._trouble(event, why, quick_probe_delay_us(interval_us, refusals))
 
     def lost(self, why: str) -> None:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         self._trouble(Event.LOST, why)
 
     def surged(self, why: str) -> None:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         self._trouble(Event.SURGE, why)
 
     def proven(self) -> None:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         self._tell(Event.PROVEN)
 
     def dry(self) -> None:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         if self.health.state in (State.CANARY, State.DRAINING):
             self._tell(Event.DRAINED)
 
     def refused_for_good(self, why: str) -> None:
-        """See `relay_pool.Leader`."""
+        """See `relay_leader.Leader`."""
         self._tell(None, why, refused=1)
 
     def ticked(self) -> None:
-        """See `relay_pool.Leader`: say what was delivered since the last time."""
+        """See `relay_leader.Leader`: say what was delivered since the last time."""
         if self.pool.served != self._told_delivered:
             self._tell(None)
 

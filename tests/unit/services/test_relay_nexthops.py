@@ -13,7 +13,7 @@ from fakes.timers import turn_over
 from posthouse.domain.drain import State
 from posthouse.domain.nexthop import WAITS, HostPort
 from posthouse.ports import SessionEnd, Target
-from posthouse.services import relay_pool
+from posthouse.services import relay_walk
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 
 SETTINGS = RelaySettings(own_names=frozenset({"mx2.example.net"}), concurrency=4)
@@ -380,7 +380,7 @@ async def test_a_place_that_never_greets_does_not_hold_the_next(
     """Mail goes to the second place though the first one takes the connection and is silent."""
     world = World({"example.com": fixed(PRIMARY, OTHER)}, SETTINGS)
     world.peer(PRIMARY).gate = asyncio.Event()
-    monkeypatch.setattr(relay_pool, "patience_seconds", lambda interval_us: 0.05)
+    monkeypatch.setattr(relay_walk, "patience_seconds", lambda interval_us: 0.05)
     queue_id = await world.accept()
     await world.start()
     while not world.peer(OTHER).delivered:  # the suite's time-out bounds it
