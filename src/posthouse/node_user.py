@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posthouse.errors import ConfigError, StorageBusy
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 
 
 def find_user(name: str) -> pwd.struct_passwd:

@@ -22,6 +22,7 @@ from posthouse.config_schema import Config
 from posthouse.errors import StorageError, TellingFailed
 from posthouse.interfaces.control_client import DeskSilent, WorkerDesk
 from posthouse.interfaces.control_wire import WorkerStatus
+from posthouse.log_sink import clean
 from posthouse.node_tellers import Ways, as_us, make_desk_settings
 from posthouse.ports import DomainTotals, QueuedMessage
 from posthouse.ports_alerts import Alert, AlertSink, Reason
@@ -361,7 +362,7 @@ def worker_alerts(index: int, status: WorkerStatus) -> list[Alert]:
             Alert(
                 kind=one.kind,
                 subject=subject,
-                text=observe.clean(one.text),
+                text=clean(one.text),
                 what_to_do=one.what_to_do or "See `posthouse status` and the node's log",
                 since_us=one.since_us or 0,
             )

@@ -43,7 +43,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     kind: an `AlertKind`, or another word of a-z, 0-9 and "-". subject: what it is
     about, e.g. a next hop or a domain; with kind it names the alert. text: what
     happened, what_to_do: the remedy, one line each, no control characters of a
-    stranger (`observe.clean`). since_us: since when it is so.
+    stranger (`log_sink.clean`). since_us: since when it is so.
     """
 
     kind: str

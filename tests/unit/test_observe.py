@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from posthouse import observe
+from posthouse import log_sink, observe
 
 
 @pytest.fixture(name="log")
@@ -146,8 +146,8 @@ def fill_and_read(pipe: int) -> bytes:
 def test_syslog_that_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines reach the new socket; what was logged meanwhile is kept."""
     place = str(tmp_path / "log")
-    monkeypatch.setattr(observe, "SYSLOG_PATH", place)
-    monkeypatch.setattr(observe, "_RECONNECT_SECONDS", 0.0)
+    monkeypatch.setattr(log_sink, "SYSLOG_PATH", place)
+    monkeypatch.setattr(log_sink, "_RECONNECT_SECONDS", 0.0)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as first:
         first.bind(place)
         observe.configure(to="syslog")

@@ -7,8 +7,8 @@ from typing import Any
 
 from posthouse.cli.texts import tell_local, tell_size, tell_utc
 from posthouse.domain.agreement import EndedBy
+from posthouse.log_sink import clean
 from posthouse.mail.recipes import Holder, tell_error
-from posthouse.observe import clean
 from posthouse.ports_agreements import ForwarderEntry, Grant
 
 

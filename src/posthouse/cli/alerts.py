@@ -12,7 +12,7 @@ from posthouse.cli.main import EX_NOTHING, EX_UNAVAILABLE, config_option, find_c
 from posthouse.cli.texts import tell_local, tell_span
 from posthouse.config import load
 from posthouse.config_schema import Config
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 from posthouse.ports_alerts import StoredAlert
 
 MOST_SHOWN = 1000

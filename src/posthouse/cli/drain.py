@@ -15,7 +15,7 @@ from posthouse.cli.texts import tell_local, tell_span, tell_utc
 from posthouse.config import load
 from posthouse.config_schema import Config
 from posthouse.domain.drain import State
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 from posthouse.ports_drain import NextHopView, Pause, Resume, Show
 
 _HINTS = {

@@ -17,7 +17,7 @@ from posthouse.cli.main import EX_NOTHING, config_option, find_config
 from posthouse.cli.texts import tell_size, tell_span, tell_utc
 from posthouse.config import load
 from posthouse.config_values import Wrong, read_domain
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 from posthouse.ports_alerts import DomainHistory, Outage
 
 

@@ -11,8 +11,8 @@ from posthouse.cli.main import EX_NOTHING, config_option, find_config
 from posthouse.config import load
 from posthouse.errors import AddressError
 from posthouse.interfaces.roster_door import RosterOrder
+from posthouse.log_sink import clean
 from posthouse.mail.address import normalize_domain
-from posthouse.observe import clean
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON: domain → what was done.")
 

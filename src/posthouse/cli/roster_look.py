@@ -20,12 +20,12 @@ from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.roster import RosterReader
 from posthouse.domain.verdict import WhenUnknown, decide_recipient
 from posthouse.errors import AddressError, ConfigError, RosterRefused, StorageError
+from posthouse.log_sink import clean
 from posthouse.mail.address import parse_path
 from posthouse.mail.roster import RosterHeader
 from posthouse.mail.wire_text import parse_time
 from posthouse.node_process import clock_us
 from posthouse.node_rosters import make_keys
-from posthouse.observe import clean
 from posthouse.ports_roster import RosterKeys
 from posthouse.proto import roster_delta
 from posthouse.proto.roster_file import MAX_HEAD_BYTES, BodyCheck, Head, parse_head

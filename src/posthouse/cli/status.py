@@ -19,7 +19,7 @@ from posthouse.config import load
 from posthouse.config_schema import Config
 from posthouse.domain.drain import State
 from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 from posthouse.ports import DomainTotals
 from posthouse.ports_alerts import Alert, StoredAlert
 

@@ -6,8 +6,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from posthouse.log_sink import clean
 from posthouse.mail.queueid import format_queue_id
-from posthouse.observe import clean
 from posthouse.ports import QueuedMessage, QueuedRecipient, State
 
 

@@ -23,6 +23,7 @@ import msgspec
 
 from posthouse import observe
 from posthouse.errors import StorageError, TellingFailed
+from posthouse.log_sink import clean
 from posthouse.ports_alerts import (
     Alert,
     AlertChannel,
@@ -333,7 +334,7 @@ class AlertDesk:
         self.raise_(
             AlertKind.CONTACT,
             name,
-            f"alerts cannot be told by {name}: {observe.clean(failure.detail)}",
+            f"alerts cannot be told by {name}: {clean(failure.detail)}",
             f"check [alerts] {name} and `contact`; `posthouse alerts` shows what was not told",
             since_us=since_us,
         )

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import msgspec
 
+from posthouse.log_sink import clean
 from posthouse.mail.queueid import format_queue_id
 from posthouse.mail.trace import format_date
-from posthouse.observe import clean
 from posthouse.ports import QueuedMessage, State
 from posthouse.ports_alerts import Notice, StoredAlert
 

@@ -16,6 +16,7 @@ import msgspec
 from posthouse import observe
 from posthouse.domain.nexthop import is_fetched
 from posthouse.errors import StorageError
+from posthouse.log_sink import clean
 from posthouse.ports_alerts import AvailabilityStore, Reason
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ class AvailabilityRecorder:
             domains=tuple(domains),
             up=up,
             reason=reason,
-            why=observe.clean(why),
+            why=clean(why),
             since_us=since_us,
             first_us=first_us,
             followed_us=followed_us,

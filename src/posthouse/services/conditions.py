@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from posthouse.domain.nexthop import is_fetched
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 from posthouse.ports import DomainTotals
 from posthouse.ports_alerts import Alert, AlertKind
 from posthouse.services.alert_text import tell

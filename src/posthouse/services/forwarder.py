@@ -21,6 +21,7 @@ from posthouse.domain.agreement import RosterFacts, State
 from posthouse.domain.allowance import Allowance
 from posthouse.domain.recipients import Fold
 from posthouse.errors import PosthouseError
+from posthouse.log_sink import clean
 from posthouse.ports_agreements import (
     ForwarderBook,
     ForwarderEntry,
@@ -330,7 +331,7 @@ class Forwarder:
             if held:
                 observe.note(
                     "agreements",
-                    f"<{observe.clean(entry.canonical)}>: {held} recipients on hold: {entry.note}",
+                    f"<{clean(entry.canonical)}>: {held} recipients on hold: {entry.note}",
                 )
 
     # ------------------------------------------------------------------ status

@@ -16,6 +16,7 @@ from posthouse import observe
 from posthouse.domain.agreement import DAY_US, State, no_answer_delay_us
 from posthouse.domain.allowance import Allowance
 from posthouse.errors import PeerFailure
+from posthouse.log_sink import clean
 from posthouse.mail.recipes import (
     MAX_RECIPES,
     AgreementRequest,
@@ -236,7 +237,7 @@ class Talk:
             if denied:
                 observe.note(
                     "agreements",
-                    f"{self._link.party} knows no <{observe.clean(entry.canonical)}>"
+                    f"{self._link.party} knows no <{clean(entry.canonical)}>"
                     + ("" if ended else ", though its roster does"),
                 )
         return [entry for entry in settled if moves.plan_step(entry) is moves.Step.COMPLETE]

@@ -17,6 +17,7 @@ from posthouse import observe
 from posthouse.domain.agreement_passwords import hash_password, is_password
 from posthouse.domain.allowance import Allowance
 from posthouse.errors import AddressError, StorageError
+from posthouse.log_sink import clean
 from posthouse.mail.address import Mailbox, parse_path
 from posthouse.mail.recipes import (
     AgreementRequest,
@@ -249,7 +250,7 @@ class Granter:
         for recipe_id, result in results.items():
             counts[result.status] = counts.get(result.status, 0) + 1
             if result.status is Status.NO_SUCH_USER:
-                address = observe.clean(asked[recipe_id].recipe.address)
+                address = clean(asked[recipe_id].recipe.address)
                 observe.note("agreements", f"{party} asked for <{address}>: no such user")
         told = ", ".join(f"{count} {status}" for status, count in counts.items())
         observe.note("agreements", f"{party} asked for {len(results)} agreements: {told}")

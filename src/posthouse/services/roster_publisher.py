@@ -25,6 +25,7 @@ import msgspec
 
 from posthouse import observe
 from posthouse.errors import PosthouseError, PublishRefused, StorageBusy
+from posthouse.log_sink import clean
 from posthouse.ports_alerts import AlertSink
 from posthouse.ports_publish import (
     BuildReport,
@@ -215,7 +216,7 @@ class RosterPublisher:
             if isinstance(error, PublishRefused)
             else "mend it; backups go on with the roster of before until that expires"
         )
-        self._alerts.raise_(ALERT_KIND, domain, observe.clean(what), remedy)
+        self._alerts.raise_(ALERT_KIND, domain, clean(what), remedy)
 
     # ------------------------------------------------------------------ for the door
 

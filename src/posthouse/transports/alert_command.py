@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from posthouse.errors import TellingFailed
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 from posthouse.ports_alerts import Notice
 
 RUN_SECONDS: Final = 30.0

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from posthouse.errors import TellingFailed
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 
 SEND_SECONDS: Final = 30.0
 

@@ -30,7 +30,7 @@ import msgspec
 
 import posthouse
 from posthouse.errors import PeerFailure
-from posthouse.observe import clean
+from posthouse.log_sink import clean
 from posthouse.ports_https import (
     MAX_JSON_BYTES,
     MAX_RETRY_AFTER_SECONDS,
