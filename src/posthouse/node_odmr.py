@@ -25,8 +25,9 @@ from posthouse.domain.nexthop import pull_socket_name
 from posthouse.errors import ConfigError, NextHopFailure
 from posthouse.interfaces.control import bind_unix_socket
 from posthouse.interfaces.door_log import QuietLog
+from posthouse.interfaces.doorkeeper import Doorkeeper, DoorSettings
 from posthouse.interfaces.odmr_door import Line, OdmrDesk, OdmrKeeper
-from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings
+from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.mail.reply import Reply
 from posthouse.node_pending import count_pending
 from posthouse.node_process import clock_us
@@ -198,10 +199,9 @@ class Turns:
         servers: list[asyncio.Server] = []
         paths = [self._run / pull_socket_name(domain) for domain in domains]
         stack.push_async_callback(_see_through, lambda: _close_doors(keeper, servers, paths))
+        loop, make_session = asyncio.get_running_loop(), functools.partial(SmtpDoor, keeper)
         for path in paths:
-            server = await asyncio.get_running_loop().create_unix_server(
-                keeper.make_session, sock=bind_unix_socket(path)
-            )
+            server = await loop.create_unix_server(make_session, sock=bind_unix_socket(path))
             servers.append(server)
         return reception
 

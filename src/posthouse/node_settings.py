@@ -20,7 +20,7 @@ from posthouse.config_values import PULL
 from posthouse.domain.nexthop import HostPort, pull_socket_name
 from posthouse.domain.standby import Standby
 from posthouse.domain.verdict import WhenUnknown
-from posthouse.interfaces.smtp_door import DoorSettings
+from posthouse.interfaces.doorkeeper import DoorSettings
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.quota import Limit
 from posthouse.services.reception import ReceptionSettings

@@ -9,7 +9,7 @@ from typing import Final
 
 from posthouse import node_settings, observe
 from posthouse.config_schema import Config
-from posthouse.interfaces.smtp_door import Doorkeeper
+from posthouse.interfaces.doorkeeper import Doorkeeper
 from posthouse.node_pending import count_pending
 from posthouse.node_process import clock_us
 from posthouse.ports import Resolver

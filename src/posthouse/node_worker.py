@@ -13,6 +13,7 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -23,7 +24,8 @@ from posthouse.config_schema import Config
 from posthouse.errors import ConfigError, StorageError
 from posthouse.interfaces.control import ControlDesk, ControlDoor
 from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
-from posthouse.interfaces.smtp_door import Doorkeeper
+from posthouse.interfaces.doorkeeper import Doorkeeper
+from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.node_agreements import WorkerAgreements
 from posthouse.node_control import lists_directory
 from posthouse.node_drain import drain_socket
@@ -233,9 +235,10 @@ class Worker:
         self.process.keep(self.rosters.watch.run(), "watching rosters")
         self.process.keep(self._try_again(), "trying again")
         loop = asyncio.get_running_loop()
+        make_session = partial(SmtpDoor, self._keeper)
         for listener in self._listeners:
             self._servers.append(
-                await loop.create_server(self._keeper.make_session, sock=listener, backlog=BACKLOG)
+                await loop.create_server(make_session, sock=listener, backlog=BACKLOG)
             )
         self.process.serve()
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from fakes.server_owner import (
     make_reception,
     read_until_quiet,
 )
-from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings
+from posthouse.interfaces.doorkeeper import Doorkeeper, DoorSettings
+from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.mail.queueid import parse_queue_id
 from posthouse.ports import Selection
 from posthouse.proto.server_events import ServerLimits
@@ -127,7 +129,7 @@ async def test_dialogue_over_a_socket(path: Path, directories: Callable[[], Dire
         tls=None,
     )
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(keeper.make_session, "127.0.0.1", 0)
+    server = await loop.create_server(partial(SmtpDoor, keeper), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     ids: list[int] = []

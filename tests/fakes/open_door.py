@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from fakes.memory_spool import MemorySpool
 from fakes.resolver import FakeResolver
 from fakes.server_owner import make_reception
-from posthouse.interfaces.smtp_door import Doorkeeper, DoorSettings
+from posthouse.interfaces.doorkeeper import Doorkeeper, DoorSettings
+from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.ports import Incoming, Selection, TlsServer
 from posthouse.proto.server_events import ServerLimits
@@ -38,7 +40,7 @@ async def open_door(
     )
     keeper.start()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(keeper.make_session, "127.0.0.1", 0)
+    server = await loop.create_server(partial(SmtpDoor, keeper), "127.0.0.1", 0)
     try:
         yield keeper, server.sockets[0].getsockname()[1]
     finally:
@@ -91,6 +93,13 @@ async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until something is so (the test's time-out bounds it)."""
     while not condition():
         await asyncio.sleep(0.001)
+
+
+def first_session(keeper: Doorkeeper) -> SmtpDoor:
+    """One of the sessions that are open."""
+    session = next(iter(keeper.sessions))
+    assert isinstance(session, SmtpDoor)
+    return session
 
 
 async def stored(spool: MemorySpool) -> int:

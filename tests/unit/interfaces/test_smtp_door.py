@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ssl
 from pathlib import Path
 
@@ -11,12 +12,10 @@ import pytest
 import trustme
 
 from fakes.memory_spool import MemorySpool
-from fakes.open_door import SlowSpool, open_door, stored, talk, until
+from fakes.open_door import SlowSpool, first_session, open_door, stored, talk, until
 from fakes.resolver import FakeResolver
 from posthouse.errors import StorageBroken, StorageFull
-from posthouse.interfaces.smtp_door import (
-    SmtpDoor,
-)
+from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.ports import Selection
 from posthouse.proto.server_events import ServerLimits
 from posthouse.transports.tls import TlsServer as RealTlsServer
@@ -44,6 +43,23 @@ async def test_a_place_is_given_back() -> None:
             async with talk(port) as client:
                 assert (await client.hear()).startswith("220 ")
             await until(lambda: not keeper.sessions)
+
+
+async def test_an_ended_session_is_freed_at_once() -> None:
+    """A session that stored a message and ended leaves no cycle to the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with open_door(MemorySpool()) as (keeper, port):
+            async with talk(port) as client:
+                await client.hear()
+                await client.to_content()
+                assert (await client.say(b"x\r\n.\r\n")).startswith("250")
+                assert (await client.say("QUIT")).startswith("221")
+            await until(lambda: not keeper.sessions)
+            await until(lambda: not any(isinstance(one, SmtpDoor) for one in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 async def test_idle_and_total_time() -> None:
@@ -96,8 +112,8 @@ async def test_no_250_before_the_commit() -> None:
         await client.hear()
         await client.to_content()
         client.writer.write(b"x\r\n.\r\nNOOP\r\nQUIT\r\n")
-        session = next(iter(keeper.sessions))
-        await until(lambda: session._busy)
+        session = first_session(keeper)
+        await until(lambda: session.busy)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.reader.read(1), 0.05)
         spool.go.set()
@@ -114,7 +130,7 @@ async def test_half_closed_client_hears_the_end() -> None:
         await client.to_content()
         client.writer.write(b"x\r\n.\r\n")
         client.writer.write_eof()
-        session = next(iter(keeper.sessions))
+        session = first_session(keeper)
         await until(lambda: session._unread)
         spool.go.set()
         assert b"250 2.0.0 Ok: queued as" in await client.reader.read()
@@ -138,7 +154,7 @@ async def test_client_that_does_not_read_is_not_read() -> None:
     limits = ServerLimits(hostname="mx2.example.net", max_idle_commands=10**9)
     async with open_door(MemorySpool(), limits=limits) as (keeper, port), talk(port) as client:
         await client.hear()
-        session = next(iter(keeper.sessions))
+        session = first_session(keeper)
 
         async def flood() -> None:
             while True:
@@ -381,7 +397,7 @@ async def test_client_that_never_reads_is_torn_down() -> None:
     ):
         await client.hear()
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        session = next(iter(keeper.sessions))
+        session = first_session(keeper)
         with contextlib.suppress(ConnectionError):
             while not session._writing_paused and keeper.sessions:
                 client.writer.write(b"HELP\r\n" * 20000)
@@ -395,7 +411,7 @@ async def test_closing_is_bounded() -> None:
     async with open_door(MemorySpool()) as (keeper, port), talk(port) as client:
         await client.hear()
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        session = next(iter(keeper.sessions))
+        session = first_session(keeper)
         assert session._transport is not None
         session._transport.write(b"x" * (1 << 25))
         session._close()
@@ -414,8 +430,8 @@ async def test_end_of_the_grace_waits_for_the_disk() -> None:
         await client.hear()
         await client.to_content()
         client.writer.write(b"x\r\n.\r\nMAIL FROM:<a@b.example>\r\n")
-        session = next(iter(keeper.sessions))
-        await until(lambda: session._committing)
+        session = first_session(keeper)
+        await until(lambda: session.transactions.committing)
         leaving = asyncio.create_task(keeper.leave(0))
         await until(lambda: session._parting)
         spool.go.set()
@@ -433,13 +449,13 @@ async def test_no_turn_while_an_answer_is_awaited() -> None:
         await client.hear()
         await client.to_content()
         client.writer.write(b"x\r\n.\r\nNOOP\r\n")
-        session = next(iter(keeper.sessions))
-        await until(lambda: session._committing)
+        session = first_session(keeper)
+        await until(lambda: session.transactions.committing)
         session.pause_writing()
         session.resume_writing()
         session._next_turn()
         await until(lambda: session._turn is None)
-        assert session._committing
+        assert session.transactions.committing
         assert session._session.buffered_bytes == len(b"NOOP\r\n")
         spool.go.set()
         assert (await client.hear()).startswith("250 2.0.0 Ok: queued as ")

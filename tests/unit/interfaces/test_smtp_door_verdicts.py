@@ -12,7 +12,7 @@ import pytest
 
 from fakes.directory import ANSWERS
 from fakes.memory_spool import MemorySpool
-from fakes.open_door import SlowSpool, Talker, open_door, stored, talk, until
+from fakes.open_door import SlowSpool, Talker, first_session, open_door, stored, talk, until
 from fakes.server_owner import DictDirectories, make_reception
 from posthouse import observe
 from posthouse.domain.verdict import UNVOUCHED, Verdict, WhenUnknown
@@ -116,7 +116,7 @@ async def test_half_closed_client_hears_a_late_verdict() -> None:
         await to_rcpt(client)
         client.writer.write(b"RCPT TO:<slow@example.com>\r\nDATA\r\nx\r\n.\r\n")
         client.writer.write_eof()
-        session = next(iter(keeper.sessions))
+        session = first_session(keeper)
         await until(lambda: session._unread)
         directories.asked["slow"].set_result(ANSWERS[Finding.VOUCHED])
         assert b"queued as" in await client.reader.read()
@@ -151,8 +151,8 @@ async def test_endless_verdict_is_cut_short() -> None:
     ):
         await to_rcpt(client)
         client.writer.write(b"RCPT TO:<slow@example.com>\r\n")
-        session = next(iter(keeper.sessions))
-        await until(lambda: session._judging is not None)
+        session = first_session(keeper)
+        await until(lambda: session.transactions.judging is not None)
         now = asyncio.get_running_loop().time()
         keeper.reload(
             keeper.settings.__class__(
@@ -175,13 +175,13 @@ async def test_session_ended_while_it_waits(how: str) -> None:
     async with open_door(spool, reception=reception) as (keeper, port), talk(port) as client:
         await to_rcpt(client)
         client.writer.write(b"RCPT TO:<slow@example.com>\r\nNOOP\r\n")
-        session = next(iter(keeper.sessions))
-        await until(lambda: session._judging is not None)
+        session = first_session(keeper)
+        await until(lambda: session.transactions.judging is not None)
         if how == "shutdown":
             await keeper.leave(0)
         else:
             session.check_time(asyncio.get_running_loop().time() + 1e6)
-        assert directories.asked["slow"].cancelled() or session._judging is not None
+        assert directories.asked["slow"].cancelled() or session.transactions.judging is not None
         assert (await client.hear()).startswith("421 4.")
         assert await client.reader.read() == b""
         await until(directories.asked["slow"].cancelled)
@@ -199,10 +199,10 @@ async def test_sending_ahead_is_bounded() -> None:
     ):
         await to_rcpt(client)
         client.writer.write(b"RCPT TO:<slow@example.com>\r\n" + b"NOOP\r\n" * 200_000)
-        session = next(iter(keeper.sessions))
+        session = first_session(keeper)
         await until(lambda: session._stalled)
         assert session._session.buffered_bytes < 1 << 20
-        assert session._judging is not None
+        assert session.transactions.judging is not None
         directories.asked["slow"].set_result(ANSWERS[Finding.VOUCHED])
         assert (await client.hear()).startswith("250 2.1.5")
         assert (await client.hear()).startswith("250 2.0.0")
@@ -290,8 +290,8 @@ async def test_hooks_hear_when_the_client_has_gone() -> None:
             await client.hear()
             await client.to_content()
             client.writer.write(b"x\r\n.\r\n")
-            session = next(iter(keeper.sessions))
-            await until(lambda: session._committing)
+            session = first_session(keeper)
+            await until(lambda: session.transactions.committing)
             vanish(client)
         await until(lambda: not keeper.sessions)
         assert not heard
@@ -343,7 +343,7 @@ async def test_who_stands_between() -> None:
         await client.to_content()
         assert await client.say(b"x\r\n.\r\n") == "554 5.7.1 The primary does not want it\r\n"
         assert (await client.say("MAIL FROM:<a@b.example>")).startswith("250")
-        assert next(iter(keeper.sessions))._messages == 0
+        assert first_session(keeper).transactions.messages == 0
     assert taps[0].seen == ["a@b.example", "c", b"x\r\n"]
     assert await stored(spool) == 0
 
