@@ -32,6 +32,11 @@ def clock_us() -> int:
     return time.time_ns() // 1000
 
 
+def elapsed_us() -> int:
+    """Microseconds since some instant; nobody sets this clock, and it stands while we sleep."""
+    return time.monotonic_ns() // 1000
+
+
 def run_in_loop(work: Coroutine[Any, Any, int]) -> int:
     """Run a process's main coroutine, on uvloop where it is installed and not declined."""
     with asyncio.Runner(loop_factory=find_loop_factory()) as runner:

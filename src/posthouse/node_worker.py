@@ -31,7 +31,7 @@ from posthouse.node_control import lists_directory
 from posthouse.node_drain import drain_socket
 from posthouse.node_live import LiveVerification
 from posthouse.node_memory import keep_freed_memory
-from posthouse.node_process import Process, clock_us, read_again, run_in_loop
+from posthouse.node_process import Process, clock_us, elapsed_us, read_again, run_in_loop
 from posthouse.node_rosters import RosterView, make_roster_files
 from posthouse.node_scheduling import wait_for_turns
 from posthouse.node_sockets import BACKLOG, name_sockets
@@ -100,7 +100,10 @@ class _Homeward:
         self.relay = relay
         self.out = out
         self.sweeper = Sweeper(
-            spool=spool, keep_for=node_settings.make_keep_for(config), clock_us=clock_us
+            spool=spool,
+            keep_for=node_settings.make_keep_for(config),
+            clock_us=clock_us,
+            elapsed_us=elapsed_us,
         )
 
     async def stop(self, grace_seconds: float) -> None:

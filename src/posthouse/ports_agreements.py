@@ -230,9 +230,12 @@ class ForwarderBook(Protocol):
     async def forget_ended(self, now_us: int, before_us: int) -> int:
         """Remove what ended and has nothing due; returns how many.
 
-        Ends with an until_us: those whose until_us has come by `now_us`; others: those from
-        before `before_us`.
+        Ends with an until_us: those whose until_us has come by `now_us`, or that lie behind
+        it themselves; others: those from before `before_us`.
         """
+
+    async def bring_forward(self, now_us: int, behind_us: int) -> int:
+        """What is due later than `behind_us` is due at `now_us`; returns how many."""
 
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int

@@ -203,6 +203,17 @@ async def test_what_ended_is_forgotten(forwarder: ForwarderBook) -> None:
     assert await forwarder.forget_ended(100, 50) == 0
 
 
+async def test_what_a_fast_clock_put_off_is_brought_forward(forwarder: ForwarderBook) -> None:
+    """What is due later than anything can be is due now; the rest is as it was."""
+    for name, due in ((ALICE, 10), (BOB, 101), (CAROL, None)):
+        await keep(forwarder, msgspec.structs.replace(entry(name), due_us=due))
+    assert await forwarder.bring_forward(20, 100) == 1
+    found = [await forwarder.find(name) for name in (ALICE, BOB, CAROL)]
+    assert [one.due_us for one in found if one is not None] == [10, 20, None]
+    assert {e.canonical for e in await forwarder.due("example.com", 20, 10)} == {ALICE, BOB}
+    assert await forwarder.bring_forward(20, 100) == 0
+
+
 async def test_grants_that_ended_are_forgotten(granter: GranterBook) -> None:
     """Long ago only, and not those whose forwarder is still to be told."""
     made = [

@@ -97,11 +97,19 @@ class MemoryForwarderBook:
             and entry.due_us is None
             and entry.end is not None
             and (
-                entry.end.until_us <= now_us if entry.end.until_us else entry.end.at_us < before_us
+                not entry.end.at_us <= now_us < entry.end.until_us
+                if entry.end.until_us
+                else entry.end.at_us < before_us
             )
         ]
         self.entries = {key: self.entries[key] for key in self.entries if key not in set(over)}
         return len(over)
+
+    async def bring_forward(self, now_us: int, behind_us: int) -> int:
+        far = [e for e in self.entries.values() if e.due_us is not None and e.due_us > behind_us]
+        near = {e.canonical: msgspec.structs.replace(e, due_us=now_us) for e in far}
+        self._keep(self.entries | near)
+        return len(far)
 
     async def list(
         self, query: AgreementQuery, *, after: str, limit: int

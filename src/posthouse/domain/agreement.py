@@ -169,15 +169,21 @@ class RosterFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     blocking_allowed: bool = True
 
 
-def may_lift(end: End, roster: RosterFacts) -> bool:
+def is_forgotten(end: End, now_us: int) -> bool:
+    """Tell whether an end is over by itself: its time has come, or was set by a wrong clock."""
+    return end.until_us > 0 and not end.at_us <= now_us < end.until_us
+
+
+def may_lift(end: End, roster: RosterFacts, *, now_us: int) -> bool:
     """Tell whether this roster, should it vouch, lifts the end (v).
 
     One that came from a roster is lifted by a later roster; one set by the granter only
-    by a roster issued after it, since an older one cannot have known.
+    by a roster issued after it, since an older one cannot have known. An end that lies in
+    the future was set by a wrong clock: any roster lifts it, and the granter is asked again.
     """
     if end.by is EndedBy.ROSTER:
         return roster.serial > end.serial
-    return roster.issued_us > end.at_us
+    return roster.issued_us > end.at_us or end.at_us > now_us
 
 
 # --------------------------------------------------------------------------- the answer at RCPT
@@ -205,14 +211,14 @@ class Answer(enum.Enum):
     ROSTER = "the roster decides"
 
 
-def needs_testimony(view: AgreementView, roster: RosterFacts) -> bool:
+def needs_testimony(view: AgreementView, roster: RosterFacts, *, now_us: int) -> bool:
     """Tell whether the answer depends on what this roster says of the address.
 
     It does not once the roster's word has been written down (`serial`): a digest may be
     slow, and addresses with an agreement should not pay for it at every RCPT.
     """
     if view.standing.state is State.ENDED:
-        return view.end is None or may_lift(view.end, roster)
+        return view.end is None or may_lift(view.end, roster, now_us=now_us)
     if view.standing.state is State.BLOCKED and roster.blocking_allowed:
         return False
     return roster.fresh and roster.serial > view.serial
@@ -249,9 +255,9 @@ def decide_answer(
 def _answer_ended(
     end: End | None, roster: RosterFacts | None, vouched: bool | None, now_us: int
 ) -> Answer:
-    if end is None or (end.until_us and now_us >= end.until_us):
+    if end is None or is_forgotten(end, now_us):
         return Answer.ROSTER
-    if vouched and roster is not None and may_lift(end, roster):
+    if vouched and roster is not None and may_lift(end, roster, now_us=now_us):
         return Answer.ROSTER
     return Answer.GONE
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from posthouse.domain.instants import left_us
+
 _SECOND: Final = 1_000_000
 MAX_PAUSE_US: Final = 60 * _SECOND
 NEVER_US: Final = 1 << 62
@@ -70,11 +72,14 @@ class Pace:
         """
         if self.allowance is not None and self.allowance <= 0:
             return NEVER_US
-        if now_us < self._paused_until_us:
-            return self._paused_until_us - now_us
+        paused_us = self.paused_us(now_us)
+        if paused_us:
+            return paused_us
         if self._step_us:
-            full_us = max(self._full_us, now_us) + self._step_us
-            wait_us = full_us - now_us - max(_SECOND, self._step_us)
+            burst_us = max(_SECOND, self._step_us)
+            # It lies no more than one burst ahead, but for a clock that was set back.
+            full_us = now_us + left_us(self._full_us, now_us, longest_us=burst_us) + self._step_us
+            wait_us = full_us - now_us - burst_us
             if wait_us > 0:
                 return wait_us
             self._full_us = full_us
@@ -84,7 +89,7 @@ class Pace:
 
     def paused_us(self, now_us: int) -> int:
         """Microseconds until sending may go on after `slower`; 0: it may."""
-        return max(0, self._paused_until_us - now_us)
+        return left_us(self._paused_until_us, now_us, longest_us=MAX_PAUSE_US)
 
     def give_back(self) -> None:
         """What was taken is not sent: there was no message."""
@@ -110,8 +115,9 @@ class Pace:
 
         Heard again within a pause it changes nothing: sessions hear it together.
         """
-        if now_us < self._paused_until_us:
-            return self._paused_until_us - now_us
+        paused_us = self.paused_us(now_us)
+        if paused_us:
+            return paused_us
         self.sessions = max(1, self.sessions // 2)
         self._credit = 0
         pause_us, self._pause_us = self._pause_us, min(2 * self._pause_us, MAX_PAUSE_US)

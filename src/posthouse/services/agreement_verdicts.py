@@ -86,8 +86,9 @@ class AgreementVerdicts:
         if found is None:
             return self._by_lists(case)
         roster = case.roster
-        facts = None if roster is None else make_facts(roster, now_us=self._clock_us())
-        if roster is None or facts is None or not needs_testimony(found.view, facts):
+        now_us = self._clock_us()
+        facts = None if roster is None else make_facts(roster, now_us=now_us)
+        if roster is None or facts is None or not needs_testimony(found.view, facts, now_us=now_us):
             return self._answer(case, found, facts, None)
         word = roster.find(mailbox.local, session.network)
         if isinstance(word, Word):

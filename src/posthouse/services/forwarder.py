@@ -17,8 +17,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from posthouse import observe
-from posthouse.domain.agreement import RosterFacts, State
+from posthouse.domain.agreement import REFUSED_AGAIN_US, RosterFacts, State
 from posthouse.domain.allowance import Allowance
+from posthouse.domain.instants import left_us
 from posthouse.domain.recipients import Fold
 from posthouse.errors import PosthouseError
 from posthouse.log_sink import clean
@@ -46,6 +47,8 @@ HOLDS: Final = 100
 # guesses in an outage ends here.
 MAX_WISHES: Final = 20_000
 FORGET_EVERY_US: Final = 60 * MINUTE_US
+LONGEST_WAIT_US: Final = REFUSED_AGAIN_US + FORGET_EVERY_US
+"""No entry is put off for longer."""
 # No roster is valid for longer (PROTOCOL.md §2): none from before the end still vouches then.
 ENDED_FOR_US: Final = 90 * 24 * 60 * MINUTE_US
 REFUSED: Final = "agreements-refused"
@@ -160,7 +163,7 @@ class Forwarder:
         await self._hold()
 
     def _choose(self, domain: str, now_us: int) -> Link | None:
-        return next((link for link in self._links(domain) if link.rest_until_us <= now_us), None)
+        return next((link for link in self._links(domain) if not link.rests(now_us)), None)
 
     def _talked(self, domain: str, _task: asyncio.Task[None]) -> None:
         del self._talks[domain]
@@ -227,9 +230,12 @@ class Forwarder:
     async def _forget_ended(self) -> None:
         """An ended agreement is an address that nobody has: it is not kept for ever."""
         now_us = self._clock_us()
-        if now_us < self._forget_us:
+        if left_us(self._forget_us, now_us, longest_us=FORGET_EVERY_US):
             return
         self._forget_us = now_us + FORGET_EVERY_US
+        early = await self._book.bring_forward(now_us, now_us + LONGEST_WAIT_US)
+        if early:
+            observe.note("agreements", f"{early} were put off by a clock that was ahead; asked now")
         count = await self._book.forget_ended(now_us, now_us - ENDED_FOR_US)
         if count:
             observe.note("agreements", f"{count} ended agreements are forgotten")

@@ -37,6 +37,7 @@ from posthouse.domain.agreement import (
     State,
     decide_move,
     disputed_delay_us,
+    is_forgotten,
     may_lift,
     pending_delay_us,
 )
@@ -112,7 +113,7 @@ def take_sighting(sighting: Sighting, known: ForwarderEntry | None, now_us: int)
 
 def _is_over(end: End | None, sighting: Sighting, now_us: int) -> bool:
     """The door took a message (or would negotiate): the end was lifted, or is forgotten."""
-    if end is None or (end.until_us and now_us >= end.until_us):
+    if end is None or is_forgotten(end, now_us):
         return True
     return end.by is EndedBy.ROSTER and sighting.serial > end.serial
 
@@ -388,7 +389,7 @@ def hear_roster(
         )
         return hear_roster(entry, roster, vouched, now_us) or entry
     if standing.state is State.ENDED:
-        if vouched and entry.end is not None and may_lift(entry.end, roster):
+        if vouched and entry.end is not None and may_lift(entry.end, roster, now_us=now_us):
             lifted = restore(entry, now_us)
             return msgspec.structs.replace(lifted, serial=max(lifted.serial, roster.serial))
         return None

@@ -15,6 +15,7 @@ from typing import Final
 from posthouse import observe
 from posthouse.domain.agreement import DAY_US, State, no_answer_delay_us
 from posthouse.domain.allowance import Allowance
+from posthouse.domain.instants import left_us
 from posthouse.errors import PeerFailure
 from posthouse.log_sink import clean
 from posthouse.mail.recipes import (
@@ -33,6 +34,7 @@ from posthouse.services import forwarder_moves as moves
 CONCURRENT: Final = 16
 # A refusal that is about us, not about a recipe: a person has to look.
 REFUSED_US_US: Final = 300_000_000
+LONGEST_REST_US: Final = 3_600_000_000
 # PROTOCOL.md §3: at most 1,000 new requests a minute per domain.
 NEW_A_MINUTE: Final = 1_000
 MINUTE_US: Final = 60_000_000
@@ -49,6 +51,10 @@ class Link:
     failures: int = 0
     rest_until_us: int = 0
     trouble: str = ""
+
+    def rests(self, now_us: int) -> bool:
+        """It is left alone for now."""
+        return left_us(self.rest_until_us, now_us, longest_us=LONGEST_REST_US) > 0
 
     def heard(self) -> None:
         """It answered."""
@@ -106,7 +112,7 @@ class Talk:
 
     @property
     def _rests(self) -> bool:
-        return self._clock_us() < self._link.rest_until_us
+        return self._link.rests(self._clock_us())
 
     async def _each(
         self,

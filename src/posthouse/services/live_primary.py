@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from posthouse import observe
+from posthouse.domain.instants import left_us
 from posthouse.domain.live_check import (
     STANDARD_US,
     LiveFinding,
@@ -89,7 +90,7 @@ class LivePrimary:
     @property
     def rests(self) -> bool:
         """It could not be asked a moment ago."""
-        return self._clock_us() < self._rests_until_us
+        return left_us(self._rests_until_us, self._clock_us(), longest_us=REST_US) > 0
 
     def find_useless(self) -> list[tuple[str, int]]:
         """Domains for which it takes everybody, and since when as far as we know."""

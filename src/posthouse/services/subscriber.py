@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from posthouse import observe
+from posthouse.domain.instants import left_us
 from posthouse.domain.refresh import DEFAULT_SECONDS, plan_refresh
 from posthouse.domain.roster import DEFAULT_MAX_LOSS_PERCENT, Arrival
 from posthouse.errors import PeerFailure, RosterRefused, StorageError
@@ -58,12 +59,17 @@ class _Watch:
         self.subscription = subscription
         self.verified = False
         self.due_us = 0
+        self.interval_us = 0
         self.failures = 0
         self.expires_us = 0
         self.refresh_seconds = DEFAULT_SECONDS
         self.told_stale: bool | None = None
         self.note = RosterNote(source=subscription.source.name)
         self.busy = asyncio.Lock()
+
+    def waits(self, now_us: int) -> bool:
+        """It is not to be asked yet; a clock that was set back puts off nothing."""
+        return left_us(self.due_us, now_us, longest_us=self.interval_us) > 0
 
     @property
     def domain(self) -> str:
@@ -131,7 +137,7 @@ class Subscriber:
             while True:
                 now_us = self._now_us()
                 for watch in list(self._watches.values()):
-                    if watch.due_us <= now_us and not watch.busy.locked():
+                    if not watch.waits(now_us) and not watch.busy.locked():
                         task = asyncio.ensure_future(self._attempt(watch))
                         self._attempts.add(task)
                         task.add_done_callback(self._attempts.discard)
@@ -262,7 +268,8 @@ class Subscriber:
                 retry_after=retry_after,
             )
         now_us = self._now_us()
-        watch.due_us = now_us + int(interval * 1_000_000)
+        watch.interval_us = int(interval * 1_000_000)
+        watch.due_us = now_us + watch.interval_us
         note = RosterNote(
             source=watch.note.source,
             asked_us=asked_us,

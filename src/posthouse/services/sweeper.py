@@ -4,6 +4,10 @@ Nobody is bounced: the sender of mail to a dead domain is as a rule forged, and
 an operator can still release or export what is held. A domain that is no
 longer configured is left alone.
 
+Nothing expires in the first hour after a start, or after the clock went ahead by itself
+(compared with `elapsed_us`): a clock that is wrong has that long to be set right, and mail
+that waited on a machine that was off has that long to go home.
+
 Spec: RFC 5321 §4.5.4.1 (a limit on the time in the queue), RFC 3463 X.4.7.
 """
 
@@ -21,13 +25,18 @@ from posthouse.ports import QueuedMessage, Spool
 
 BATCH: Final = 500  # recipients moved in one call: tens of milliseconds of the writer's time
 INTERVAL_SECONDS: Final = 600.0
+GRACE_US: Final = 3_600_000_000
+LATE_SECONDS: Final = 0.1
+LEAP_US: Final = 60_000_000
+"""The clock went ahead by itself: more than a time server's slewing does between two looks."""
 
 
 class Sweeper:
     """Expires one shard.
 
     keep_for: domain → microseconds since a message was
-    queued, or released by an operator.
+    queued, or released by an operator. elapsed_us: microseconds since any instant, by a
+    clock that nobody sets.
     """
 
     def __init__(
@@ -36,12 +45,16 @@ class Sweeper:
         spool: Spool,
         keep_for: Mapping[str, int],
         clock_us: Callable[[], int],
+        elapsed_us: Callable[[], int],
         interval_seconds: float = INTERVAL_SECONDS,
     ) -> None:
         self._spool = spool
         self._keep_for = dict(keep_for)
         self._clock_us = clock_us
+        self._elapsed_us = elapsed_us
         self._interval_seconds = interval_seconds
+        self._steady_since_us = elapsed_us()
+        self._ahead_us = clock_us() - self._steady_since_us
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -65,7 +78,10 @@ class Sweeper:
         expired: list[str] = []
         try:
             queued = await self._spool.queued_domains()
+            steady_us = self._look_at_clock()
             for domain in sorted(queued.keys() & self._keep_for.keys()):
+                if steady_us < min(GRACE_US, self._keep_for[domain]):
+                    continue
                 held = await self._sweep_domain(domain, self._keep_for[domain])
                 if held:
                     expired.append(f"{domain}: {held}")
@@ -87,7 +103,23 @@ class Sweeper:
                 await self.sweep()
             except Exception as error:  # a supervised task: the next round may do better
                 observe.trouble("qmgr", "expiry", error)
-            await asyncio.sleep(self._interval_seconds)
+            await asyncio.sleep(self._next_seconds())
+
+    def _next_seconds(self) -> float:
+        """Until the next round: the regular one, or the end of some domain's grace."""
+        steady_us = self._look_at_clock()
+        waits = [min(GRACE_US, keep_us) - steady_us for keep_us in self._keep_for.values()]
+        coming = [wait / 1e6 + LATE_SECONDS for wait in waits if wait > 0]
+        return min([self._interval_seconds, *coming])
+
+    def _look_at_clock(self) -> int:
+        """Microseconds since the start, or since the clock went ahead last."""
+        elapsed_us = self._elapsed_us()
+        ahead_us = self._clock_us() - elapsed_us
+        if ahead_us - self._ahead_us > LEAP_US:
+            self._steady_since_us = elapsed_us
+        self._ahead_us = ahead_us
+        return elapsed_us - self._steady_since_us
 
     async def _sweep_domain(self, domain: str, keep_us: int) -> int:
         held = 0

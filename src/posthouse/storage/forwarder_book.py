@@ -84,8 +84,11 @@ ORDER BY domain, due_us LIMIT 1
 _FORGET: Final = """
 DELETE FROM entry WHERE state = 6 AND due_us IS NULL AND CASE
     WHEN document ->> '$.end.until_us' > 0 THEN document ->> '$.end.until_us' <= :now
+        OR document ->> '$.end.at_us' > :now
     ELSE document ->> '$.end.at_us' < :before END
 """
+
+_FAR: Final = "SELECT canonical FROM entry WHERE due_us > ?"
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ForwarderEntry).decode
@@ -234,6 +237,19 @@ class SqliteForwarderBook:
         def work(connection: apsw.Connection) -> int:
             connection.execute(_FORGET, {"now": now_us, "before": before_us})
             return int(connection.changes())
+
+        return await self._file.write(work)
+
+    async def bring_forward(self, now_us: int, behind_us: int) -> int:
+        """What is due behind `behind_us` is due now."""
+
+        def work(connection: apsw.Connection) -> int:
+            found = [str(row[0]) for row in connection.execute(_FAR, (behind_us,))]
+            for canonical in found:
+                entry = _find(connection, canonical)
+                if entry is not None:
+                    _write(connection, msgspec.structs.replace(entry, due_us=now_us))
+            return len(found)
 
         return await self._file.write(work)
 

@@ -57,6 +57,9 @@ def test_table(event: Event) -> None:
         assert (after is before) == (expected is state)
 
 
+NOW_US = 200
+
+
 def test_table_has_no_idle_rows() -> None:
     """A row that keeps the state is left out of the table."""
     assert all(before is not after for (before, _), after in MOVES.items())
@@ -161,23 +164,31 @@ def test_answers_while_blocked(former: State) -> None:
 def test_end_of_a_roster_is_lifted_by_a_later_one() -> None:
     """A serial lifts it, whatever the dates."""
     end = End(EndedBy.ROSTER, at_us=100, serial=7)
-    assert [may_lift(end, facts(serial, issued=0)) for serial in (6, 7, 8)] == [False, False, True]
+    assert [may_lift(end, facts(serial, issued=0), now_us=NOW_US) for serial in (6, 7, 8)] == [
+        False,
+        False,
+        True,
+    ]
     view = AgreementView(Standing(E), 5, end)
-    assert decide_answer(view, facts(8), True, now_us=0) is Answer.ROSTER
-    assert decide_answer(view, facts(8, fresh=False), True, now_us=0) is Answer.ROSTER
-    assert decide_answer(view, facts(7), True, now_us=0) is Answer.GONE
-    assert decide_answer(view, facts(8), False, now_us=0) is Answer.GONE
-    assert decide_answer(view, facts(8), None, now_us=0) is Answer.GONE
-    assert decide_answer(view, None, None, now_us=0) is Answer.GONE
+    assert decide_answer(view, facts(8), True, now_us=NOW_US) is Answer.ROSTER
+    assert decide_answer(view, facts(8, fresh=False), True, now_us=NOW_US) is Answer.ROSTER
+    assert decide_answer(view, facts(7), True, now_us=NOW_US) is Answer.GONE
+    assert decide_answer(view, facts(8), False, now_us=NOW_US) is Answer.GONE
+    assert decide_answer(view, facts(8), None, now_us=NOW_US) is Answer.GONE
+    assert decide_answer(view, None, None, now_us=NOW_US) is Answer.GONE
 
 
 def test_end_of_the_granter_is_lifted_by_a_roster_issued_after_it() -> None:
     """A roster of before the end cannot know of it, however late it is read."""
     end = End(EndedBy.GRANTER, at_us=100)
-    assert [may_lift(end, facts(9, issued=at)) for at in (99, 100, 101)] == [False, False, True]
+    assert [may_lift(end, facts(9, issued=at), now_us=NOW_US) for at in (99, 100, 101)] == [
+        False,
+        False,
+        True,
+    ]
     view = AgreementView(Standing(E), 5, end)
-    assert decide_answer(view, facts(9, issued=100), True, now_us=0) is Answer.GONE
-    assert decide_answer(view, facts(9, issued=101), True, now_us=0) is Answer.ROSTER
+    assert decide_answer(view, facts(9, issued=100), True, now_us=NOW_US) is Answer.GONE
+    assert decide_answer(view, facts(9, issued=101), True, now_us=NOW_US) is Answer.ROSTER
 
 
 def test_denied_without_a_roster_is_forgotten_in_time() -> None:
@@ -202,9 +213,9 @@ def test_testimony_is_asked_only_where_it_counts() -> None:
         )
     ]
     for view, roster in itertools.product(views, rosters):
-        if needs_testimony(view, roster) or not view.serial:
+        if needs_testimony(view, roster, now_us=NOW_US) or not view.serial:
             continue
-        told = {decide_answer(view, roster, v, now_us=0) for v in (None, True, False)}
+        told = {decide_answer(view, roster, v, now_us=NOW_US) for v in (None, True, False)}
         assert len(told) == 1, (view, roster)
 
 
@@ -220,3 +231,17 @@ def test_delays() -> None:
     assert [no_answer_delay_us(n) // SECOND_US for n in (0, 1, 5, 6, 99)] == [5, 10, 160, 300, 300]
     assert no_answer_delay_us(3, 7) == 7 * SECOND_US
     assert no_answer_delay_us(0, 10**6) == 3600 * SECOND_US
+
+
+def test_an_end_from_the_future_keeps_nobody_out() -> None:
+    """It was set by a clock that was ahead: it is over by itself, or any roster lifts it."""
+    denied = End(EndedBy.GRANTER, at_us=1_000, until_us=4_600)
+    view = AgreementView(Standing(E), 0, denied)
+    told = [decide_answer(view, None, None, now_us=at) for at in (999, 1_000, 4_599, 4_600)]
+    assert told == [Answer.ROSTER, Answer.GONE, Answer.GONE, Answer.ROSTER]
+    end = End(EndedBy.GRANTER, at_us=1_000)
+    view = AgreementView(Standing(E), 5, end)
+    assert needs_testimony(view, facts(5, issued=90), now_us=999)
+    assert decide_answer(view, facts(5, issued=90), True, now_us=999) is Answer.ROSTER
+    assert decide_answer(view, facts(5, issued=90), False, now_us=999) is Answer.GONE
+    assert decide_answer(view, facts(5, issued=90), True, now_us=1_000) is Answer.GONE

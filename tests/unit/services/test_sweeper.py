@@ -25,7 +25,8 @@ def alerts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def make(world: World, **keep_days: float) -> Sweeper:
     keep_for = {name.replace("_", "."): int(days * DAY_US) for name, days in keep_days.items()}
-    return Sweeper(spool=world.spool, keep_for=keep_for, clock_us=world.timers.clock_us)
+    clock_us = world.timers.clock_us
+    return Sweeper(spool=world.spool, keep_for=keep_for, clock_us=clock_us, elapsed_us=clock_us)
 
 
 async def test_mail_is_held_after_its_time(
@@ -109,3 +110,30 @@ async def test_runs_by_itself_until_stopped(alerts: list[tuple[str, str]]) -> No
     await turn_over()
     await sweeper.stop()
     assert next(iter((await world.rows()).values())).state is State.HELD
+
+
+async def test_a_clock_that_leaps_expires_nothing_at_once(alerts: list[tuple[str, str]]) -> None:
+    """An hour is left to set it right, and again after each leap; a start counts as one."""
+    world = World({"example.com": MX})
+    leap = [0]
+    sweeper = Sweeper(
+        spool=world.spool,
+        keep_for={"example.com": 21 * DAY_US},
+        clock_us=lambda: world.timers.clock_us() + leap[0],
+        elapsed_us=world.timers.clock_us,
+    )
+    await world.accept()
+    await world.timers.advance(2 * 3_600)
+    assert await sweeper.sweep() == 0
+    leap[0] = 365 * DAY_US
+    assert await sweeper.sweep() == 0
+    leap[0] = 0
+    await world.timers.advance(3 * 3_600)
+    assert await sweeper.sweep() == 0
+    leap[0] = 365 * DAY_US
+    assert await sweeper.sweep() == 0
+    await world.timers.advance(3_599)
+    assert await sweeper.sweep() == 0
+    await world.timers.advance(2)
+    assert await sweeper.sweep() == 1
+    assert len(alerts) == 1
