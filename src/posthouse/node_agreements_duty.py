@@ -17,6 +17,7 @@ from posthouse.node_rosters import RosterView, make_roster_files
 from posthouse.ports_alerts import AlertSink
 from posthouse.ports_drain import NextHopStates
 from posthouse.storage.owner_rosters import OwnerRosters
+from posthouse.transports.peers import HeardDate
 
 HTTPS_SHUT: Final = "https"
 
@@ -32,11 +33,16 @@ class AgreementsDuty:
         alerts: AlertSink,
         states: NextHopStates,
         https: Sequence[socket.socket],
+        heard_date: HeardDate | None = None,
     ) -> None:
         self._alerts = alerts
         self._rosters = RosterView(config, {})
         self._forwarder = ForwarderDuty(
-            config, workers=workers, alerts=alerts, find_roster=self._rosters.watch.get
+            config,
+            workers=workers,
+            alerts=alerts,
+            find_roster=self._rosters.watch.get,
+            heard_date=heard_date,
         )
         self._house = HttpsHouse(https, config.data_dir, tell=self._tell) if https else None
         self._config = config

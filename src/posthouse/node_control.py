@@ -14,7 +14,7 @@ from posthouse.config_schema import Config
 from posthouse.node_agreements_duty import AgreementsDuty
 from posthouse.node_drain import NextHopDuty
 from posthouse.node_odmr import OdmrDuty
-from posthouse.node_process import Process, clock_us, read_again, run_in_loop
+from posthouse.node_process import Process, clock_us, elapsed_us, read_again, run_in_loop
 from posthouse.node_subscriber import RosterDuty
 from posthouse.node_watch import Watch
 from posthouse.services.recipients import Publisher
@@ -76,13 +76,19 @@ async def _control(
         states=next_hops.board,
         listening=listening,
         clock_us=clock_us,
+        elapsed_us=elapsed_us,
     )
-    rosters = RosterDuty(config, watch.alerts)
+    rosters = RosterDuty(config, watch.alerts, heard_date=watch.clock.hear)
     rosters.prepare(config)
     await publisher.refresh()
     await rosters.open(config, process)
     agreements = AgreementsDuty(
-        config, workers=workers, alerts=watch.alerts, states=next_hops.board, https=https
+        config,
+        workers=workers,
+        alerts=watch.alerts,
+        states=next_hops.board,
+        https=https,
+        heard_date=watch.clock.hear,
     )
     await agreements.open(process)
     process.keep(publisher.run(), "watching recipient files")

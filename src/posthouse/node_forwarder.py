@@ -56,6 +56,7 @@ from posthouse.storage.granter_book import SqliteGranterBook
 from posthouse.storage.roster_directory import MappedRoster
 from posthouse.storage.sightings import ReportsInbox
 from posthouse.transports.agreement_calls import PeerForwarders
+from posthouse.transports.peers import HeardDate
 
 AGAIN_SECONDS: Final = 60.0
 ENDS_SECONDS: Final = 300.0
@@ -91,6 +92,7 @@ class ForwarderDuty:
         workers: int,
         alerts: AlertSink,
         find_roster: Callable[[str], FoldedRoster | None],
+        heard_date: HeardDate | None = None,
     ) -> None:
         self._data_dir = config.data_dir
         self._hostname = config.hostname
@@ -104,12 +106,13 @@ class ForwarderDuty:
         self._callbacks: GranterCallbacks | None = None
         self._policy: PolicyDesk | None = None
         self._changed = asyncio.Event()
-        self.pairs = Pairs(config)
+        self._heard_date = heard_date
+        self.pairs = Pairs(config, heard_date)
         self._forwarders: dict[str, Peer] = dict(self.pairs.forwarders)
 
     async def reload(self, config: Config) -> None:
         """Put a new configuration in force; pairing files are read again."""
-        old, self.pairs, self._config = self.pairs, Pairs(config), config
+        old, self.pairs, self._config = self.pairs, Pairs(config, self._heard_date), config
         self._forwarders.clear()
         self._forwarders.update(self.pairs.forwarders)
         if self._forwarder is not None:

@@ -20,7 +20,7 @@ from posthouse.services.forwarder_talk import Link
 from posthouse.services.granter import ForwarderTerms, GranterSettings
 from posthouse.services.parties import Account
 from posthouse.transports.agreement_calls import PeerGranter
-from posthouse.transports.peers import HttpsPeer
+from posthouse.transports.peers import HeardDate, HttpsPeer
 
 
 class FurtherBackup(msgspec.Struct, frozen=True):
@@ -51,7 +51,8 @@ def read_backups(config: Config) -> list[FurtherBackup]:
 class Pairs:
     """Whom we are paired with, and connections to them. Made anew at each reload."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, heard_date: HeardDate | None = None) -> None:
+        self._heard_date = heard_date
         self.granters = read_granters(config)
         self.backups = read_backups(config)
         self._by_domain = find_granters(config, self.granters)
@@ -110,6 +111,7 @@ class Pairs:
             token=theirs.token,
             spki_sha256=theirs.tls_spki_sha256,
             now_us=clock_us,
+            heard_date=self._heard_date,
         )
         self._peers.append(peer)
         return peer

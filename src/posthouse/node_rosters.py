@@ -6,7 +6,6 @@ and releases what was held until somebody vouched.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -35,9 +34,14 @@ def roster_socket(data_dir: Path) -> Path:
     return data_dir / "run" / "rosters.sock"
 
 
+def clock_s() -> float:
+    """Seconds since 1970, by the node's clock."""
+    return clock_us() / 1e6
+
+
 def make_roster_files(data_dir: Path) -> RosterFiles:
     """The rosters of a node on its disk."""
-    return RosterFiles(rosters_directory(data_dir), clock_s=time.time)
+    return RosterFiles(rosters_directory(data_dir), clock_s=clock_s)
 
 
 def find_pairings(config: Config) -> dict[str, PrimaryPairing]:

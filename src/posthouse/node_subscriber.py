@@ -27,7 +27,7 @@ from posthouse.proto.pairing import PrimaryPairing
 from posthouse.services.roster_sources import PeerRosters, UrlRosters
 from posthouse.services.subscriber import Subscriber, Subscription
 from posthouse.storage.roster_local import LocalRoster
-from posthouse.transports.peers import HttpsPeer
+from posthouse.transports.peers import HeardDate, HttpsPeer
 
 # How long the first mail ever may wait for the first rosters ever.
 FIRST_SECONDS: Final = 3.0
@@ -36,7 +36,10 @@ FIRST_SECONDS: Final = 3.0
 class RosterDuty:
     """The subscriber with its door and its connections."""
 
-    def __init__(self, config: Config, alerts: AlertSink) -> None:
+    def __init__(
+        self, config: Config, alerts: AlertSink, *, heard_date: HeardDate | None = None
+    ) -> None:
+        self._heard_date = heard_date
         self._files = make_roster_files(config.data_dir)
         self._peers: list[HttpsPeer] = []
         self._door: RosterDoor | None = None
@@ -135,6 +138,7 @@ class RosterDuty:
                 token=pairing.token,
                 spki_sha256=pairing.tls_spki_sha256,
                 now_us=clock_us,
+                heard_date=self._heard_date,
             )
         )
 

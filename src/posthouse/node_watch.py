@@ -35,6 +35,7 @@ from posthouse.services.availability import (
     classify,
     is_up,
 )
+from posthouse.services.clock_watch import ClockWatch
 from posthouse.services.conditions import Hop
 from posthouse.services.digest import Digest
 from posthouse.services.relay_settings import CONDITIONS
@@ -77,6 +78,7 @@ class Watch:
         states: NextHopStates,
         listening: Sequence[tuple[str, int]],
         clock_us: Callable[[], int],
+        elapsed_us: Callable[[], int],
     ) -> None:
         self._config = config
         self.lists = lists
@@ -85,6 +87,7 @@ class Watch:
         states.watch(self._hear)
         self.clock_us = clock_us
         self.direct = _Direct()
+        self.clock = ClockWatch(alerts=self.direct, clock_us=clock_us, elapsed_us=elapsed_us)
         self._room: _Room | None = None
 
     @property
@@ -208,6 +211,7 @@ class _Room:
             answered = await self._ask_workers(workers)
             await self._ask_totals(workers)
             self._look_slowly()
+            self._watch.clock.look()
             self._desk.replace("direct", self._watch.direct.standing.values())
             self._look_at_next_hops()
             await self._recorder.tick()

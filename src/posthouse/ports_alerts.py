@@ -35,6 +35,7 @@ class AlertKind(enum.StrEnum):
     OLDEST_MESSAGE = "oldest-message"
     CONTACT = "contact"  # alerts cannot be told by mail
     STORAGE = "storage"
+    CLOCK = "clock"  # it went by leaps, or differs from a paired primary's
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):

@@ -83,6 +83,7 @@ class PosthouseNode:
         self.primaries: list[dict[str, object]] = []
         self.backups: list[dict[str, object]] = []
         self._running: Running | None = None
+        self.program = [str(POSTHOUSE)]
         self.write()
 
     def write(self) -> None:
@@ -111,7 +112,7 @@ class PosthouseNode:
     def start(self) -> None:
         """Start it and return when it greets."""
         self._running = Running(
-            [str(POSTHOUSE), "serve", "-c", str(self.file)], output=self.directory / "output"
+            [*self.program, "serve", "-c", str(self.file)], output=self.directory / "output"
         )
         self._running.wait_answering(self.port, seconds=30)
 

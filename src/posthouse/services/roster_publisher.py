@@ -76,6 +76,10 @@ class _Desk:
         """Whether it is being made in the background."""
         return self.slow is not None and not self.slow.done()
 
+    def is_due(self, now_s: int) -> bool:
+        """Its time has come; one that is further away than a day was set by a fast clock."""
+        return not 0 < self.due_s - now_s <= _DAY_SECONDS
+
     def interval(self) -> int:
         """Seconds after which sources are read though nothing says that they changed."""
         # A roster is given new dates after a day or a quarter of its time (domain/roster_build).
@@ -158,7 +162,7 @@ class RosterPublisher:
                 versions = await asyncio.to_thread(_look_at, desk.plan.order)
                 quiet = versions == desk.seen
                 desk.seen = versions
-                if (quiet and versions != desk.built) or self._now_s() >= desk.due_s:
+                if (quiet and versions != desk.built) or desk.is_due(self._now_s()):
                     await self._begin(desk, versions)
 
     async def _begin(self, desk: _Desk, versions: tuple[str, ...]) -> None:

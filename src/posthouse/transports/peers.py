@@ -15,6 +15,7 @@ Spec: PROTOCOL.md §0, §1; RFC 9110, RFC 9112, RFC 9457; pins as in RFC 7469 §
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import hmac
 import http.cookiejar
@@ -22,7 +23,6 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx2
@@ -62,6 +62,7 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DEFAULT_PATIENCE: Final = Patience()
+HeardDate = Callable[[str, int], None]
 
 
 class HttpsPeer:
@@ -69,7 +70,8 @@ class HttpsPeer:
 
     token: what we present, "" for a server that is to see none. spki_sha256: the pin, None to
     verify chain and name.
-    now_us: the clock, for Retry-After given as a date.
+    now_us: the clock, for Retry-After given as a date. heard_date: told the party and the Date
+    of each answer, microseconds since 1970.
     Raises ValueError when base_url is none.
     """
 
@@ -82,12 +84,14 @@ class HttpsPeer:
         spki_sha256: bytes | None,
         now_us: Callable[[], int],
         patience: Patience = DEFAULT_PATIENCE,
+        heard_date: HeardDate | None = None,
     ) -> None:
         secure = parse_base_url(base_url).scheme == "https"
         self.party = party
         self.base_url = base_url
         self._now_us = now_us
         self._patience = patience
+        self._heard_date = heard_date
         self._client = httpx2.AsyncClient(
             verify=make_context(spki_sha256) if secure else False,
             headers={
@@ -150,7 +154,7 @@ class HttpsPeer:
 
     # ------------------------------------------------------------------ one exchange
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _exchange(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None
     ) -> AsyncIterator[tuple[httpx2.Response, asyncio.Timeout]]:
@@ -167,6 +171,7 @@ class HttpsPeer:
         try:
             async with asyncio.timeout(self._patience.exchange) as deadline:
                 response = await self._client.send(request, stream=True)
+                self._note_date(response)
                 try:
                     await self._judge(response, told)
                     yield response, deadline
@@ -178,6 +183,14 @@ class HttpsPeer:
             raise PeerFailure(f"{told}: took too long", stage="timeout") from error
         except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
             raise _translate(error, told, progress) from error
+
+    def _note_date(self, response: httpx2.Response) -> None:
+        told = response.headers.get("date")
+        if told is None or self._heard_date is None:
+            return
+        with contextlib.suppress(ValueError, OverflowError, TypeError):
+            at = email.utils.parsedate_to_datetime(told).timestamp()
+            self._heard_date(self.party, int(at * 1_000_000))
 
     async def _judge(self, response: httpx2.Response, told: str) -> None:
         status = response.status_code
