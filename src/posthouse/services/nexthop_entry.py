@@ -1,15 +1,12 @@
-"""One next hop on the board: its state, its probes, its canary.
+"""One next hop on the board: its state, its followers, its canary; `nexthop_probe` looks there.
 
 What each event does to the state is the table in `posthouse.domain.drain`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -22,44 +19,17 @@ from posthouse.domain.drain import (
     SurgeGuard,
     move,
 )
-from posthouse.domain.nexthop import WAITS, HostPort, is_fetched, patience_seconds, probe_delay_us
-from posthouse.errors import NextHopFailure
-from posthouse.ports import Connector, Resolver
+from posthouse.domain.nexthop import WAITS, HostPort, is_fetched, probe_delay_us
 from posthouse.ports_drain import Experience, Follower, NextHopView, Order
-from posthouse.services.relay_ledger import Later, Timer
+from posthouse.services.nexthop_means import BoardMeans
+from posthouse.services.nexthop_probe import Prober
 from posthouse.services.relay_settings import CONDITIONS, RelaySettings
-from posthouse.services.relay_targets import Way, find_way, judge_failures
 
 RECENT_US: Final = 5_000_000
 """A delivery this long ago speaks for a next hop against one relay that cannot connect."""
 
-MAX_PROBES: Final = 50
-"""Probes at once, all next hops together: a node of thousands starts without a storm."""
-
 START_SECONDS: Final = 10.0
 """How long after its start a board waits for relays that do not come."""
-
-MAX_KNOWN: Final = 3
-"""Addresses a probe asks for, besides postmaster."""
-
-
-@dataclass(slots=True, kw_only=True)
-class BoardMeans:
-    """What all entries share. `changed` hears of every change of a state or its reason.
-
-    expected: see `NextHopBoard`; it counts for START_SECONDS.
-    """
-
-    connector: Connector
-    resolver: Resolver
-    settings: RelaySettings
-    clock_us: Callable[[], int]
-    dice: random.Random
-    later: Later
-    start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    changed: Callable[[Entry], None]
-    expected: int = 1
-    probes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_PROBES))
 
 
 @dataclass(slots=True)
@@ -85,15 +55,10 @@ class Entry:
         self.domains = domains
         self.health = health
         self._means = means
-        self._hops = hops
         self._followers: dict[Follower, _Share] = {}
         self._canary: Follower | None = None
         self._guard = _make_guard(means.settings)
-        self._known: tuple[str, ...] = ()
-        self._trusting = False  # the operator wants a canary whatever RCPT is answered
-        self._timer: Timer | None = None
-        self._probe: asyncio.Task[None] | None = None
-        self._next_probe_us: int | None = None
+        self._prober = Prober(key, means, hops, domain=lambda: self.domains[0], told=self.change)
         self._retired = False
         self._complete = means.expected <= 1
         if not self._complete:
@@ -109,7 +74,7 @@ class Entry:
     def retire(self) -> None:
         """Probe no more."""
         self._retired = True
-        self._cancel_probe()
+        self._prober.cancel()
 
     def view(self) -> NextHopView:
         """See `NextHopView`."""
@@ -120,7 +85,7 @@ class Entry:
             state=health.state,
             since_us=health.since_us,
             why=health.why,
-            next_probe_us=self._next_probe_us,
+            next_probe_us=self._prober.due_us,
             guarded=health.guarded,
         )
 
@@ -163,7 +128,7 @@ class Entry:
         if share is None or self._retired:
             return
         if experience.known:
-            self._known = experience.known[:MAX_KNOWN]
+            self._prober.learn(experience.known)
         if experience.delivered or experience.refused:
             self._count(share, experience)
         event = experience.event
@@ -230,7 +195,7 @@ class Entry:
             next_hop=self.key,
             health=self.health,
             canary=follower is self._canary and self.health.state is State.CANARY,
-            next_probe_us=self._next_probe_us,
+            next_probe_us=self._prober.due_us,
         )
 
     # ------------------------------------------------------------------ state
@@ -248,8 +213,10 @@ class Entry:
         if after.state is State.UP:
             self._watch()
         elif after.state not in PROBED:
-            self._cancel_probe()
-        elif after.state is not before.state or self._timer is None or probe_delay_us is not None:
+            self._prober.cancel()
+        elif (
+            after.state is not before.state or not self._prober.armed or probe_delay_us is not None
+        ):
             self._arm(probe_delay_us)
         if after is before:
             return
@@ -266,7 +233,7 @@ class Entry:
             return
         if self.health.guarded and not guarded:
             self.health = msgspec.structs.replace(self.health, guarded=False)
-        self._trusting = True
+        self._prober.trusting = True
         self.change(Event.RESUME, "resumed by the operator")
         self.probe_now()
 
@@ -277,7 +244,7 @@ class Entry:
             for share in self._followers.values():
                 share.drained = False
         if state is State.CANARY:
-            self._trusting = False
+            self._prober.trusting = False
             self._guard = _make_guard(self._means.settings)
             self._canary = next(iter(self._followers), None)
         observe.next_hop_changed(self.key, state, why)
@@ -291,95 +258,31 @@ class Entry:
         """Probe unless mail flows; one that hangs must not outlast a person's wish."""
         if self._retired or self.health.state not in PROBED:
             return
-        self._cancel_probe()
-        self._probe = self._means.start(self._run_probe())
+        self._prober.cancel()
+        self._prober.start()
 
     def _watch(self) -> None:
         """Look again after a while, lest an outage be learned from the first message."""
-        self._cancel_probe()
+        self._prober.cancel()
         interval_us = self._means.settings.watch_interval_us
         if interval_us:
             delay_us = probe_delay_us(interval_us, self._means.dice.random)
-            self._timer = self._means.later(delay_us / 1e6, self._look_idle)
+            self._prober.arm(delay_us, self._look_idle, announced=False)
 
     def _look_idle(self) -> None:
-        self._timer = None
         if self._retired or self.health.state is not State.UP:
             return
         since_us = self._means.clock_us() - self._means.settings.watch_interval_us
         if any(share.delivered_us >= since_us for share in self._followers.values()):
             self._watch()
         else:
-            self._probe = self._means.start(self._run_probe())
-
-    def _cancel_probe(self) -> None:
-        self._next_probe_us = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._probe is not None and self._probe is not asyncio.current_task():
-            self._probe.cancel()
-        self._probe = None
+            self._prober.start()
 
     def _arm(self, delay_us: int | None) -> None:
         if delay_us is None:
             interval_us = self._means.settings.probe_interval_us
             delay_us = probe_delay_us(interval_us, self._means.dice.random)
-        self._cancel_probe()
-        self._next_probe_us = self._means.clock_us() + delay_us
-        self._timer = self._means.later(delay_us / 1e6, self.probe_now)
-
-    async def _run_probe(self) -> None:
-        try:
-            async with self._means.probes:
-                event, why = await self._look()
-        except Exception as error:  # a supervised task: the next probe may do better
-            observe.trouble("drain", f"{self.key}: probe", error)
-            event, why = Event.LOST, f"local error: {type(error).__name__}"
-        if self._probe is asyncio.current_task():
-            self._probe = None
-            self.change(event, why)
-
-    async def _look(self) -> tuple[Event, str]:
-        """Ask DNS, then each place in turn."""
-        way = await self._find_way()
-        if way.obstacle is not None:
-            return (Event.LOST if way.obstacle.temporary else Event.NO_WAY), way.text
-        seconds = patience_seconds(self._means.settings.probe_interval_us)
-        addresses = (*self._known, f"postmaster@{self.domains[0]}")
-        failures = []
-        for target in way.targets:
-            try:
-                try:
-                    async with asyncio.timeout(seconds):
-                        replies = await self._means.connector.probe(target, addresses)
-                except TimeoutError:
-                    raise NextHopFailure("no answer to a probe", stage="session") from None
-            except NextHopFailure as failure:
-                failures.append((target, failure))
-                continue
-            place = f"{target.host}[{target.address}]"
-            if self._known and not self._trusting and _all_refused(replies):
-                return Event.REFUSED, (
-                    f"{place} answers, but refuses all of {len(replies)} addresses "
-                    f"that should exist: {replies[0][1]}"
-                )
-            return Event.GREETED, f"{place} answers"
-        return judge_failures(failures)
-
-    async def _find_way(self) -> Way:
-        means = self._means
-        return await find_way(
-            means.resolver,
-            domain=self.domains[0],
-            hops=self._hops,
-            settings=means.settings,
-            shuffle=means.dice.shuffle,
-        )
-
-
-def _all_refused(replies: Sequence[tuple[int, str]]) -> bool:
-    return len(replies) > 1 and all(500 <= code <= 599 for code, _ in replies)
+        self._prober.arm(delay_us, self.probe_now, announced=True)
 
 
 def _make_guard(settings: RelaySettings) -> SurgeGuard:

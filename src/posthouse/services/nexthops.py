@@ -26,7 +26,8 @@ from posthouse.domain.drain import Event, Health, State, after_restart
 from posthouse.errors import StorageError
 from posthouse.ports import Connector, Resolver
 from posthouse.ports_drain import Experience, Follower, NextHopBook, NextHopRecord, NextHopView
-from posthouse.services.nexthop_entry import BoardMeans, Entry
+from posthouse.services.nexthop_entry import Entry
+from posthouse.services.nexthop_means import BoardMeans
 from posthouse.services.relay_ledger import Later
 from posthouse.services.relay_settings import RelaySettings, RouteSettings, group_routes
 

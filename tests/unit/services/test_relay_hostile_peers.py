@@ -27,7 +27,7 @@ from posthouse.domain.nexthop import HostPort, next_hop_key
 from posthouse.mail.envelope import Envelope, Recipient
 from posthouse.ports import OperatorAction, Selection
 from posthouse.ports import State as RowState
-from posthouse.services import nexthop_entry, relay_queue, relay_walk
+from posthouse.services import nexthop_probe, relay_queue, relay_walk
 from posthouse.services.relay import Relay
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
@@ -156,7 +156,7 @@ class Stage:
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience of tenths of seconds."""
-    for module in (relay_walk, nexthop_entry):
+    for module in (relay_walk, nexthop_probe):
         monkeypatch.setattr(module, "patience_seconds", lambda interval_us: 0.3)
     monkeypatch.setattr(relay_queue, "MIN_DUE_SECONDS", 0.05)
 
