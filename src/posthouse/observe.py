@@ -31,6 +31,8 @@ class Counters(msgspec.Struct):
     connections_refused: int = 0
     messages_accepted: int = 0
     accepted_bytes: int = 0
+    messages_proxied: int = 0
+    proxied_bytes: int = 0
     recipients_refused: int = 0
     messages_refused: int = 0
     storage_refusals: int = 0
@@ -256,16 +258,70 @@ def message_accepted(
     )
 
 
+def message_proxied(
+    queue_id: str,
+    name: str,
+    address: str,
+    *,
+    reply: str,
+    sender: str,
+    recipients: Iterable[str],
+    proto: str,
+    helo: str,
+    size_bytes: int,
+) -> None:
+    """The primary took a message within the session: one line a recipient, as Postfix has it.
+
+    Postfix's smtpd_proxy_filter says "proxy-accept" where its filter took a message.
+    """
+    counters.messages_proxied += 1
+    counters.proxied_bytes += size_bytes
+    addresses = tuple(recipients)
+    for one in _tallies(addresses):
+        one.proxied += 1
+        one.proxied_bytes += size_bytes
+    if _sink.json:
+        _sink.put(
+            "smtpd",
+            "proxied",
+            {
+                "event": "proxied",
+                "queue_id": queue_id,
+                "client": address,
+                "name": name,
+                "reply": reply,
+                "sender": sender,
+                "size": size_bytes,
+                "recipients": addresses,
+                "proto": proto,
+                "helo": helo,
+            },
+        )
+        return
+    head = f"{queue_id}: proxy-accept: END-OF-MESSAGE from {clean(name)}[{address}]: {clean(reply)}"
+    tail = f"proto={clean(proto)} helo=<{clean(helo)}>"
+    _sink.put_text(
+        *(
+            ("smtpd", f"{head}; from=<{clean(sender)}> to=<{clean(recipient)}> {tail}")
+            for recipient in addresses
+        )
+    )
+
+
 def _tally_accepted(addresses: tuple[str, ...], size_bytes: int) -> None:
-    """Count a message once for each domain it has a recipient in."""
+    for one in _tallies(addresses):
+        one.accepted += 1
+        one.accepted_bytes += size_bytes
+
+
+def _tallies(addresses: tuple[str, ...]) -> list[tally.Tally]:
+    """Once for each domain that a message has a recipient in."""
     counts = [tally.of(addresses[0])] if len(addresses) == 1 else []
     for address in addresses[len(counts) :]:
         found = tally.of(address)
         if not any(one is found for one in counts):
             counts.append(found)
-    for one in counts:
-        one.accepted += 1
-        one.accepted_bytes += size_bytes
+    return counts
 
 
 # --------------------------------------------------------------------------- relay (smtp)

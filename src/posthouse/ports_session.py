@@ -113,7 +113,7 @@ class OpenLetter(Protocol):
         """The final reply, after `commit`; what is no 2xx is logged and passed on as it is."""
 
 
-WrapLetter = Callable[[OpenLetter, Envelope, SessionFacts], OpenLetter]
+WrapLetter = Callable[[OpenLetter, Envelope, Client, SessionFacts], OpenLetter]
 """Puts itself between the door and a letter: sees its content, has the last word on its reply."""
 
 

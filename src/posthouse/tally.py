@@ -15,7 +15,8 @@ class Tally(msgspec.Struct, kw_only=True):
     accepted, accepted_bytes: messages answered 250 that have a recipient there; delivered,
     held: recipients; delivered_bytes: octets of the messages, once for each recipient;
     unknown: RCPT answered 550 5.1.1; longest_us: the longest that a recipient delivered in
-    that time had waited.
+    that time had waited. proxied, proxied_bytes: messages that the primary took within the
+    session (standby = "proxy"), counted as accepted ones are.
     """
 
     accepted: int = 0
@@ -25,6 +26,8 @@ class Tally(msgspec.Struct, kw_only=True):
     held: int = 0
     unknown: int = 0
     longest_us: int = 0
+    proxied: int = 0
+    proxied_bytes: int = 0
 
     def add(self, other: Tally) -> None:
         """Put another one on top."""
@@ -34,6 +37,8 @@ class Tally(msgspec.Struct, kw_only=True):
         self.delivered_bytes += other.delivered_bytes
         self.held += other.held
         self.unknown += other.unknown
+        self.proxied += other.proxied
+        self.proxied_bytes += other.proxied_bytes
         self.longest_us = max(self.longest_us, other.longest_us)
 
 

@@ -53,7 +53,7 @@ def report(domain: str, config_file: Path | None, month: str | None, as_json: bo
         click.echo(json.dumps(document, indent=2))
     else:
         click.echo("\n".join(format_report(document)))
-    return 0 if history.next_hops or history.tally.accepted else EX_NOTHING
+    return 0 if history.next_hops or history.tally.accepted or history.tally.proxied else EX_NOTHING
 
 
 def find_month(text: str | None, *, now_us: int) -> tuple[int, int]:
@@ -151,6 +151,11 @@ def format_report(document: dict[str, Any]) -> Iterator[str]:
     yield ""
     accepted = tell_size(document["accepted_bytes"])
     yield f"accepted         {document['accepted']:>10,} messages, {accepted}"
+    if document["proxied"]:
+        yield (
+            f"passed through   {document['proxied']:>10,} messages, "
+            f"{tell_size(document['proxied_bytes'])}: taken by the primary within the session"
+        )
     yield (
         f"delivered        {document['delivered']:>10,} recipients, "
         f"{tell_size(document['delivered_bytes'])}; longest wait "

@@ -220,6 +220,11 @@ def format_screen(document: dict[str, Any]) -> Iterator[str]:
             f"delivered {counters.get('recipients_delivered', 0):,}, "
             f"refused {counters.get('recipients_refused', 0):,} recipients"
         )
+        if counters.get("messages_proxied"):
+            yield (
+                f"passed through to a primary {counters['messages_proxied']:,} messages "
+                f"({tell_size(counters.get('proxied_bytes', 0))})"
+            )
     else:
         yield f"{document['hostname']}: no node is running; this is what its spool holds"
     for problem in document["intake_problems"]:

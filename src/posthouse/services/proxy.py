@@ -17,6 +17,7 @@ come in a transaction of their own (RFC 5321 §4.5.3.1.10).
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -25,7 +26,7 @@ from posthouse.domain.replies import Fate, classify_reply
 from posthouse.domain.standby import speaks_of_us
 from posthouse.domain.verdict import Verdict
 from posthouse.errors import NextHopFailure
-from posthouse.mail.envelope import Envelope, Recipient
+from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports import Target
 from posthouse.ports_session import OpenLetter, SessionFacts
@@ -228,15 +229,17 @@ class Proxy:
 
     # ------------------------------------------------------------------ content, and the end
 
-    def wrap(self, letter: OpenLetter, envelope: Envelope, facts: SessionFacts) -> OpenLetter:
+    def wrap(
+        self, letter: OpenLetter, envelope: Envelope, client: Client, facts: SessionFacts
+    ) -> OpenLetter:
         """See `ports_session.WrapLetter`: the content goes to the primary too."""
-        del envelope
         talk = self._current(facts)
         if talk is None or talk.broken or talk.ours or not talk.taken or talk.session is None:
             return letter
         talk.letter = ProxiedLetter(
             letter, talk.session, failed=lambda why: self._give_up(talk, why)
         )
+        talk.letter.passed = functools.partial(_log_passed, letter.queue_id, envelope, client)
         talk.letter.over = lambda: setattr(talk, "asked", False)  # no RSET is due
         return talk.letter
 
@@ -271,6 +274,8 @@ class ProxiedLetter:
         self.ended = False  # the final dot was said, or may have been
         self.then: Callable[[], None] | None = None
         self.over: Callable[[], None] | None = None  # the primary has answered the final dot
+        self.passed: Callable[[Reply, int], None] | None = None  # it has it; so many octets
+        self._size_bytes = len(inner.trace)
         self._opening = asyncio.ensure_future(self._open())
 
     async def _open(self) -> None:
@@ -292,6 +297,7 @@ class ProxiedLetter:
     def write(self, data: bytes) -> bool:
         """See `ports_session.OpenLetter`."""
         room = self._inner.write(data)
+        self._size_bytes += len(data)
         if self._lost or self._reply is not None:
             return room
         if not self._opening.done():
@@ -350,7 +356,8 @@ class ProxiedLetter:
         """What the primary said, or our own 250."""
         if self._reply is None:
             return self._inner.accepted()
-        observe.note("proxy", f"{self.queue_id}: the primary said {self._reply}")
+        if self.passed is not None and self._reply.positive:  # the door logs what is refused
+            self.passed(self._reply, self._size_bytes)
         return self._reply
 
     def _lose(self, why: str) -> None:
@@ -358,6 +365,22 @@ class ProxiedLetter:
         self._waiting = []
         if not self._discarded:
             self._failed(why)
+
+
+def _log_passed(
+    queue_id: str, envelope: Envelope, client: Client, reply: Reply, size_bytes: int
+) -> None:
+    observe.message_proxied(
+        queue_id,
+        client.name,
+        client.address,
+        reply=str(reply),
+        sender=envelope.sender,
+        recipients=[recipient.address for recipient in envelope.recipients],
+        proto=client.protocol,
+        helo=client.helo,
+        size_bytes=size_bytes,
+    )
 
 
 def takes(reply: Reply, stage: str) -> bool:

@@ -313,7 +313,7 @@ class Reception:
             quota=self.quota,
         )
         wrap = self.wrap_letter
-        return letter if wrap is None else wrap(letter, envelope, session)
+        return letter if wrap is None else wrap(letter, envelope, client, session)
 
     def _now(self) -> str:
         second = self._clock_us() // 1_000_000

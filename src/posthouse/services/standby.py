@@ -18,7 +18,7 @@ from posthouse.domain import verdict
 from posthouse.domain.standby import PATIENCE_US, Standby, Turned, decide_turn, is_proven
 from posthouse.domain.verdict import Verdict
 from posthouse.mail.address import Mailbox
-from posthouse.mail.envelope import Envelope, Recipient
+from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports_session import OpenLetter, SessionFacts
 from posthouse.services.proxy import Proxy
@@ -97,9 +97,11 @@ class StandbyGate:
             return self._then(own(), lambda found: self._turn(found, mailbox, session, rule))
         return self._judge_own(session, own)
 
-    def wrap(self, letter: OpenLetter, envelope: Envelope, session: SessionFacts) -> OpenLetter:
+    def wrap(
+        self, letter: OpenLetter, envelope: Envelope, client: Client, session: SessionFacts
+    ) -> OpenLetter:
         """See `ports_session.WrapLetter`."""
-        return self._proxy.wrap(letter, envelope, session)
+        return self._proxy.wrap(letter, envelope, client, session)
 
     def leave(self, session: SessionFacts) -> None:
         """See `ports_session.Gatekeeper`."""

@@ -26,7 +26,7 @@ from posthouse.ports_alerts import DomainHistory, Outage, Reason
 from posthouse.storage.small_database import guarded, open_small, open_small_to_read, writing
 from posthouse.tally import Tally
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 HOUR_US: Final = 3_600_000_000
 RECENT_US: Final = 120_000_000
 MAX_WHY: Final = 500
@@ -42,8 +42,11 @@ _FIELDS: Final = (
     "held",
     "unknown",
     "longest_us",
+    "proxied",
+    "proxied_bytes",
 )
-_COUNTS: Final = _FIELDS[:-1]
+"""In the order of the columns: a new one goes to the end, and into `_UPGRADES`."""
+_COUNTS: Final = tuple(name for name in _FIELDS if name != "longest_us")
 _COLUMNS: Final = ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in _FIELDS)
 _TABLES: Final = f"""
 CREATE TABLE outage (
@@ -80,17 +83,23 @@ CREATE TABLE meanwhile (
     PRIMARY KEY (outage, domain)
 ) WITHOUT ROWID;
 """
+_UPGRADES: Final = {
+    1: "".join(
+        f"ALTER TABLE {table} ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0;\n"
+        for table in ("tally", "total", "recent", "meanwhile")
+        for name in ("proxied", "proxied_bytes")
+    )
+}
 _ADD: Final = ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS)
 _PUT: Final = f"""
 ON CONFLICT DO UPDATE SET {_ADD}, longest_us = max(longest_us, excluded.longest_us)
 """
-_NAMES: Final = ", ".join(_FIELDS)
 _MARKS: Final = ", ".join("?" * len(_FIELDS))
 _INTO_TALLY: Final = f"INSERT INTO tally VALUES (?, ?, ?, {_MARKS}) {_PUT}"
 _INTO_RECENT: Final = f"INSERT INTO recent VALUES (?, ?, {_MARKS})"
 _INTO_TOTAL: Final = f"INSERT INTO total VALUES (?, ?, {_MARKS}) {_PUT}"
 _SUM: Final = ", ".join(
-    [*(f"coalesce(sum({n}), 0)" for n in _COUNTS), "coalesce(max(longest_us), 0)"]
+    f"coalesce({'max' if name == 'longest_us' else 'sum'}({name}), 0)" for name in _FIELDS
 )
 _ROUTED: Final = "domain IN (SELECT domain FROM route WHERE next_hop = ?2)"
 _SUMS: Final = ", ".join(f"sum({name}) AS {name}" for name in _COUNTS)
@@ -104,11 +113,13 @@ GROUP BY domain
 """
 """The sums since ever of a next hop's domains, as they were at a moment not long ago."""
 _MARK: Final = f"""
-INSERT OR REPLACE INTO meanwhile SELECT ?1, domain, {", ".join(_COUNTS)}, 0 FROM ({_THEN})
+INSERT OR REPLACE INTO meanwhile (outage, domain, {", ".join(_COUNTS)})
+SELECT ?1, domain, {", ".join(_COUNTS)} FROM ({_THEN})
 """
 _DIFFERENCE: Final = ", ".join(f"t.{n} - coalesce(m.{n}, 0)" for n in _COUNTS)
 _CLOSE: Final = f"""
-INSERT OR REPLACE INTO meanwhile SELECT ?1, t.domain, {_DIFFERENCE}, 0
+INSERT OR REPLACE INTO meanwhile (outage, domain, {", ".join(_COUNTS)})
+SELECT ?1, t.domain, {_DIFFERENCE}
 FROM ({_THEN}) t LEFT JOIN meanwhile m ON m.outage = ?1 AND m.domain = t.domain
 """
 _NOTHING: Final = " AND ".join(f"{name} = 0" for name in _COUNTS)
@@ -129,7 +140,7 @@ class SqliteAvailability:
     @classmethod
     def open(cls, path: Path) -> SqliteAvailability:
         """For one of the processes that write. Raises StorageError."""
-        return cls(open_small(path, _TABLES, LAYOUT_VERSION, durable=False))
+        return cls(open_small(path, _TABLES, LAYOUT_VERSION, durable=False, upgrades=_UPGRADES))
 
     @classmethod
     def open_to_read(cls, path: Path) -> SqliteAvailability | None:

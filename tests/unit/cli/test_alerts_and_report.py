@@ -84,6 +84,8 @@ def test_a_report_of_a_month(site: Site) -> None:
         delivered=1190, delivered_bytes=4 * 10**6, held=10, unknown=77, longest_us=2 * HOUR
     )
     store.add(0, {"example.com": home}, now_us=FEB + 4 * HOUR)
+    through = Tally(proxied=2500, proxied_bytes=7 * 10**6)
+    store.add(1, {"example.com": through}, now_us=FEB + 5 * HOUR)
     store.close()
     done = site.run("report", "EXAMPLE.com", "--month", "2026-02")
     assert done.code == 0
@@ -93,7 +95,10 @@ def test_a_report_of_a_month(site: Site) -> None:
     assert "watched for 20h" in done.out
     assert "longest wait 2h" in done.out
     assert "refused unknown          77 recipients" in done.out
+    assert "passed through        2,500 messages, 7.0 MB: taken by the primary" in done.out
     document = json.loads(site.run("report", "example.com", "--month", "2026-02", "--json").out)
+    assert (document["proxied"], document["proxied_bytes"]) == (2500, 7 * 10**6)
+    assert document["outages"][0]["meanwhile"]["proxied"] == 0
     assert document["down_seconds"] == 7200
     assert document["outages"][0]["meanwhile"]["accepted"] == 1200
     assert (document["held"], document["longest_wait_seconds"]) == (10, 7200)

@@ -18,7 +18,7 @@ from posthouse import observe
 from posthouse.domain.verdict import UNVOUCHED, Verdict, WhenUnknown
 from posthouse.errors import StorageBroken
 from posthouse.mail.address import Mailbox
-from posthouse.mail.envelope import Envelope
+from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.reply import Reply
 from posthouse.ports import Answer, Finding, Selection, State
 from posthouse.ports_session import Accepted, OpenLetter, SessionFacts
@@ -333,7 +333,9 @@ async def test_who_stands_between() -> None:
     reception = make_reception(spool)
     taps: list[Tap] = []
 
-    def wrap(inner: OpenLetter, envelope: Envelope, facts: SessionFacts) -> OpenLetter:
+    def wrap(
+        inner: OpenLetter, envelope: Envelope, _client: Client, facts: SessionFacts
+    ) -> OpenLetter:
         taps.append(Tap(inner, envelope, facts))
         return taps[-1]
 
