@@ -22,20 +22,13 @@ from posthouse.config_checks_peers import (
 from posthouse.config_locator import locate_keys
 from posthouse.config_reading import parse_toml, read_text_file
 from posthouse.config_recipients import LookUpsConfig, RosterOrigin, resolve_origin
-from posthouse.config_schema import (
-    LAYOUT,
-    SECTIONS,
-    Config,
-    DnsConfig,
-    DomainConfig,
-    LogConfig,
-    RelayConfig,
-    SmtpConfig,
-    SpoolConfig,
-)
+from posthouse.config_schema import LAYOUT, SECTIONS, Config, LogConfig, SpoolConfig
 from posthouse.config_schema_alerts import AlertsConfig, check_alerts
+from posthouse.config_schema_domain import DomainConfig
 from posthouse.config_schema_peers import FurtherBackupConfig, HttpsConfig, PairedPrimaryConfig
 from posthouse.config_schema_pull import OdmrConfig, read_pulls
+from posthouse.config_schema_relay import DnsConfig, RelayConfig
+from posthouse.config_schema_smtp import SmtpConfig
 from posthouse.errors import ConfigError
 
 _PRIMARYS_FILE = (

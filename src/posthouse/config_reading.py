@@ -47,6 +47,11 @@ class Key:
     why: str
 
 
+def make_key(name: str, read: Read, default: Any, why: str) -> Key:
+    """A Key, for tables of many."""
+    return Key(name=name, read=read, default=default, why=why)
+
+
 def read_text_file(path: Path) -> str:
     try:
         with open_regular(path) as stream:

@@ -12,7 +12,8 @@ from pathlib import Path
 from posthouse import observe
 from posthouse.config_pairs import load_primary_pairing
 from posthouse.config_recipients import RosterOrigin
-from posthouse.config_schema import Config, DomainConfig
+from posthouse.config_schema import Config
+from posthouse.config_schema_domain import DomainConfig
 from posthouse.errors import ConfigError
 from posthouse.node_process import clock_us
 from posthouse.ports import RecipientDirectory, Spool

@@ -13,7 +13,8 @@ from posthouse.config import load
 from posthouse.config_pairs import load_backup_pairing
 from posthouse.config_primary import is_primary_file, load_primary
 from posthouse.config_recipients import RosterOrigin
-from posthouse.config_schema import Config, DomainConfig, format_reference
+from posthouse.config_schema import Config, format_reference
+from posthouse.config_schema_domain import DomainConfig
 from posthouse.config_values import PULL
 from posthouse.domain.source_kinds import describe_source
 from posthouse.errors import ConfigError, RosterRefused, StorageError
