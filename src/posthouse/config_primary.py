@@ -15,6 +15,11 @@ from typing import Any
 from posthouse.config_checks import Findings, check_certificate, check_user
 from posthouse.config_locator import locate_keys
 from posthouse.config_pairs import load_backup_pairing, load_own_pairing
+from posthouse.config_primary_alerts import (
+    PrimaryAlertsConfig,
+    check_primary_alerts,
+    resolve_alerts,
+)
 from posthouse.config_primary_pages import check_pages, make_pages_config
 from posthouse.config_primary_schema import (
     LAYOUT,
@@ -76,15 +81,18 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> PrimaryConf
     https = LAYOUT.read_table("https", table, findings)
     postfix = LAYOUT.read_table("postfix", table, findings)
     pages = LAYOUT.read_table("pages", table, findings)
+    alerts = LAYOUT.read_table("alerts", table, findings)
     log = LAYOUT.read_table("log", table, findings)
     domains = LAYOUT.read_tables("domain", table, findings, required=True)
     backups = LAYOUT.read_tables("backup", table, findings, required=False)
     _resolve(file.parent, top, https, log, domains, backups)
+    resolve_alerts(file.parent, alerts)
     _resolve_places(file.parent, postfix, findings)
     _check_domains(domains, findings)
     _check_backups(top, domains, backups, findings)
     _check_https(https, bool(backups), findings)
     check_pages(pages, findings)
+    check_primary_alerts(alerts, top["contact"], findings)
     if findings.check_files:
         check_user(top["user"], findings)
     if findings.mistakes:
@@ -94,6 +102,7 @@ def _build(table: dict[str, Any], file: Path, findings: Findings) -> PrimaryConf
         https=PrimaryHttpsConfig(**https),
         postfix=PostfixConfig(**postfix),
         pages=make_pages_config(pages),
+        alerts=PrimaryAlertsConfig(**alerts),
         log=LogConfig(**log),
         domains=tuple(PublishedDomainConfig(**domain) for domain in domains),
         backups=tuple(PairedBackupConfig(**backup) for backup in backups),

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from posthouse.config_primary_alerts import ALERTS_KEYS, PrimaryAlertsConfig
 from posthouse.config_primary_pages import PAGES_KEYS, PagesConfig
 from posthouse.config_primary_values import (
     DecoyChoice,
@@ -42,6 +43,7 @@ from posthouse.config_values import (
     read_endpoint,
     read_flag,
     read_list,
+    read_mailbox,
     read_path,
     read_text,
 )
@@ -107,11 +109,13 @@ class PrimaryConfig:
     party: str
     base_url: str
     data_dir: Path
+    contact: str | None
     user: str | None
     shutdown_grace: timedelta
     https: PrimaryHttpsConfig
     postfix: PostfixConfig
     pages: PagesConfig
+    alerts: PrimaryAlertsConfig
     log: LogConfig
     domains: tuple[PublishedDomainConfig, ...]
     backups: tuple[PairedBackupConfig, ...]
@@ -145,6 +149,12 @@ _TOP = (
         read_path,
         "/var/lib/posthouse-primary",
         "Keys, rosters and the book of agreements. Keep it private and back it up.",
+    ),
+    _key(
+        "contact",
+        read_mailbox,
+        NONE,
+        "Who looks after this: gets alerts by mail ([alerts.md](alerts.md)).",
     ),
     _key(
         "user",
@@ -299,6 +309,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "https": _HTTPS,
     "postfix": _POSTFIX,
     "pages": PAGES_KEYS,
+    "alerts": ALERTS_KEYS,
     "log": NODE_SECTIONS["log"],
     "domain": _DOMAIN,
     "backup": _BACKUP,

@@ -6,7 +6,7 @@ import dataclasses
 import ipaddress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from posthouse.config_checks import Findings, open_regular
@@ -43,6 +43,25 @@ class AlertsConfig:
     oldest_age: timedelta
     certificate_days: int
     disk_free: int
+
+
+class Telling(Protocol):
+    """What [alerts] of a node and of a primary have in common: the ways, and when they are gone."""
+
+    @property
+    def webhook(self) -> str | None: ...
+    @property
+    def webhook_secret(self) -> str | None: ...
+    @property
+    def webhook_secret_file(self) -> Path | None: ...
+    @property
+    def webhook_ca_file(self) -> Path | None: ...
+    @property
+    def command(self) -> tuple[str, ...]: ...
+    @property
+    def delay(self) -> timedelta: ...
+    @property
+    def interval(self) -> timedelta: ...
 
 
 def _is_loopback(host: str) -> bool:

@@ -32,6 +32,7 @@ from posthouse.interfaces.https_app import PeerRoute
 from posthouse.interfaces.https_rosters import ROSTER_PATH, RosterDesk
 from posthouse.node_https import HttpsHouse, HttpsPlan
 from posthouse.node_postfix import PostfixHouse
+from posthouse.node_primary_watch import PrimaryWatch
 from posthouse.node_process import Process, clock_us, run_in_loop
 from posthouse.node_publishing import (
     collect_keys,
@@ -41,6 +42,7 @@ from posthouse.node_publishing import (
 )
 from posthouse.node_rights import PagesHouse
 from posthouse.ports_https import Peer
+from posthouse.ports_publish import PublishedDomain
 from posthouse.proto.base_url import lies_under
 from posthouse.proto.pairing import BackupPairing, OwnPairing
 from posthouse.services.granter import ForwarderTerms, Granter, GranterSettings
@@ -101,7 +103,8 @@ class PrimaryWork:
         """Serve until SIGTERM."""
         self.process = Process(config, heartbeat, self._reload, read=load_primary)
         partners = await asyncio.to_thread(read_partners, config)
-        self._publisher = open_publisher(config)
+        self._watch = PrimaryWatch(config, self._describe)
+        self._publisher = open_publisher(config, self._watch.alerts)
         self._addresses = PublishedAddresses(rosters_directory(config), collect_keys(config))
         book = await SqliteGranterBook.open(config.data_dir / "agreements")
         settings = make_granter(config, partners)
@@ -130,6 +133,7 @@ class PrimaryWork:
         process = self.process
         process.keep(self._house.run(), "watching the HTTPS door")
         process.keep(self._publish(), "making rosters")
+        process.keep(self._watch.run(), "watching for people")
         process.keep(self._postfix.run(), "answering Postfix")
         process.keep(self._tell_ends(), "telling ends")
         process.keep(self._end_gone(), "ending agreements of mailboxes that are gone")
@@ -148,6 +152,7 @@ class PrimaryWork:
     async def _reload(self, config: PrimaryConfig) -> None:
         partners = await asyncio.to_thread(read_partners, config)
         settings = make_granter(config, partners)
+        await self._watch.reload(config)
         self._addresses.set_keys(collect_keys(config))
         self._publisher.set_plans(make_plans(config))
         self._granter.reload(settings)
@@ -204,6 +209,9 @@ class PrimaryWork:
             await peer.close()
 
     # ------------------------------------------------------------------ what time brings
+
+    async def _describe(self) -> Sequence[PublishedDomain]:
+        return await self._publisher.describe()
 
     async def _publish(self) -> None:
         await self._publisher.refresh()

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from posthouse import observe
 from posthouse.config_pairs import load_own_pairing
 from posthouse.config_primary_schema import PrimaryConfig, PublishedDomainConfig
 from posthouse.config_primary_values import make_trap_rules
@@ -137,29 +136,15 @@ def open_maker(config: PrimaryConfig) -> RosterMaker:
     return RosterMaker(rosters_directory(config), load_signer(config), now_s=clock_s)
 
 
-def open_publisher(config: PrimaryConfig, alerts: AlertSink | None = None) -> RosterPublisher:
+def open_publisher(config: PrimaryConfig, alerts: AlertSink) -> RosterPublisher:
     """The service: `await refresh()` once, then `run()`; `find` for the door.
 
-    alerts None: they go to the log alone. Raises ConfigError.
+    Raises ConfigError.
     """
     return RosterPublisher(
         open_maker(config),
         RosterOffers(rosters_directory(config)),
         make_plans(config),
-        alerts=alerts or _LogAlerts(),
+        alerts=alerts,
         now_s=clock_s,
     )
-
-
-class _LogAlerts:
-    """Alerts of a process without a store for them. `ports_alerts.AlertSink`."""
-
-    def raise_(
-        self, kind: str, subject: str, text: str, what_to_do: str, *, since_us: int = 0
-    ) -> None:
-        """See the port."""
-        observe.alert(kind, f"{subject}: {text}; {what_to_do}", subject=subject, since_us=since_us)
-
-    def clear(self, kind: str, subject: str) -> None:
-        """See the port."""
-        observe.note("publish", f"{subject}: {kind} is over")

@@ -11,6 +11,7 @@ from pathlib import Path
 from starlette.routing import BaseRoute
 
 from posthouse.config_primary_schema import PrimaryConfig
+from posthouse.config_values import FixedHop
 from posthouse.interfaces.pages import PAGES_PATH, PagesLook, make_pages
 from posthouse.interfaces.pages_api import make_pages_api
 from posthouse.node_process import clock_us
@@ -82,20 +83,22 @@ def _make_mail(config: PrimaryConfig) -> LinkMail | None:
     via = config.pages.mail_via
     if via is None:
         return None
-    way = (
-        SendmailProgram(path=str(via))
-        if isinstance(via, Path)
-        else Submission(host=via.host, port=via.port)
-    )
     return LinkMailer(
-        way,
+        make_way(via),
         sender=config.pages.sender or f"postmaster@{config.party}",
-        hostname=_make_hostname(config),
+        hostname=make_hostname(config),
         now_s=time.time,
     )
 
 
-def _make_hostname(config: PrimaryConfig) -> str:
+def make_way(via: FixedHop | Path) -> Submission | SendmailProgram:
+    """What a `mail_via` of primary.toml names."""
+    if isinstance(via, Path):
+        return SendmailProgram(path=str(via))
+    return Submission(host=via.host, port=via.port)
+
+
+def make_hostname(config: PrimaryConfig) -> str:
     """For EHLO and Message-ID: a name, also where base_url has an address."""
     try:
         ipaddress.ip_address(config.hostname)

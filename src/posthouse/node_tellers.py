@@ -7,21 +7,22 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from posthouse import node_settings, observe
 from posthouse.config_schema import Config
-from posthouse.config_schema_alerts import read_secret
+from posthouse.config_schema_alerts import Telling, read_secret
 from posthouse.errors import TellingFailed
 from posthouse.node_process import clock_us
 from posthouse.ports import Body
 from posthouse.ports_alerts import Alert, AlertChannel, Notice, StoredAlert
 from posthouse.services.alert_desk import DeskSettings
-from posthouse.services.alert_mail import Courier, CourierSettings, MailChannel
+from posthouse.services.alert_mail import Courier, CourierSettings, MailChannel, MailToContact
 from posthouse.services.alert_text import notice_document
 from posthouse.transports.alert_command import AlertCommand
 from posthouse.transports.resolver import DnsResolver
-from posthouse.transports.smtp_out import SmtpConnector
+from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 from posthouse.transports.webhook import Webhook
 
 QUICK_INTERVAL_US: Final = 10_000_000
@@ -37,33 +38,61 @@ class Ways:
     """The ways of telling that a configuration names, and what they need."""
 
     def __init__(
-        self, config: Config, listening: Sequence[tuple[str, int]], clock_us: Callable[[], int]
+        self,
+        telling: Telling,
+        mail: MailToContact | None,
+        clock_us: Callable[[], int],
+        *,
+        connector: SmtpConnector | None = None,
     ) -> None:
-        alerts = config.alerts
-        self.courier: Courier | None = None
-        self._connector: SmtpConnector | None = None
+        """mail: the way to the contact, if mails are sent. connector: is closed with us."""
+        self.mail = mail
+        self._connector = connector
         self.channels: list[AlertChannel] = []
-        if config.contact is not None and alerts.mail:
-            self._connector = _make_connector(config)
-            self.courier = _make_courier(config, listening, self._connector, clock_us)
-            self.channels.append(MailChannel(self.courier))
-        if alerts.webhook is not None:
+        if mail is not None:
+            self.channels.append(MailChannel(mail))
+        if telling.webhook is not None:
             self.channels.append(
                 Webhook(
-                    alerts.webhook,
-                    secret=_find_secret(config),
-                    ca_file=alerts.webhook_ca_file,
+                    telling.webhook,
+                    secret=_find_secret(telling),
+                    ca_file=telling.webhook_ca_file,
                     clock_us=clock_us,
                     document=notice_document,
                 )
             )
-        if alerts.command:
-            self.channels.append(AlertCommand(alerts.command, document=notice_document))
+        if telling.command:
+            self.channels.append(AlertCommand(telling.command, document=notice_document))
 
     async def close(self) -> None:
         """Let go of connections."""
         if self._connector is not None:
             await self._connector.close()
+
+
+def alerts_file(data_dir: Path) -> Path:
+    """Where alerts are stored, of a node and of a primary."""
+    return data_dir / "watch" / "alerts.db"
+
+
+def make_ways(
+    config: Config, listening: Sequence[tuple[str, int]], clock_us: Callable[[], int]
+) -> Ways:
+    """Those of a node: its mails go by the contact's own MX."""
+    if config.contact is None or not config.alerts.mail:
+        return Ways(config.alerts, None, clock_us)
+    connector = _make_connector(config)
+    courier = _make_courier(config, listening, connector, clock_us)
+    return Ways(config.alerts, courier, clock_us, connector=connector)
+
+
+def open_connector(settings: OutSettings) -> SmtpConnector:
+    """Sessions for mails that are in memory."""
+
+    async def open_body(_queue_id: int) -> Body:
+        raise KeyError("alerts are in memory")
+
+    return SmtpConnector(settings, open_body)
 
 
 def _make_connector(config: Config) -> SmtpConnector:
@@ -72,11 +101,7 @@ def _make_connector(config: Config) -> SmtpConnector:
     settings = node_settings.make_out(config)
     if settings.tls in ("required", "verified"):
         settings = dataclasses.replace(settings, tls="opportunistic")
-
-    async def open_body(_queue_id: int) -> Body:
-        raise KeyError("alerts are in memory")
-
-    return SmtpConnector(settings, open_body)
+    return open_connector(settings)
 
 
 def _make_courier(
@@ -106,8 +131,7 @@ def _make_courier(
     )
 
 
-def _find_secret(config: Config) -> bytes:
-    alerts = config.alerts
+def _find_secret(alerts: Telling) -> bytes:
     if alerts.webhook_secret_file is not None:
         try:
             return read_secret(alerts.webhook_secret_file)
@@ -117,23 +141,29 @@ def _find_secret(config: Config) -> bytes:
     return (alerts.webhook_secret or "").encode()
 
 
-def make_desk_settings(config: Config) -> DeskSettings:
-    """How long to wait and how often to tell."""
-    interval_us = as_us(config.alerts.interval)
+def make_desk_settings(node: str, telling: Telling) -> DeskSettings:
+    """How long to wait and how often to tell. node: our name."""
+    interval_us = as_us(telling.interval)
     quick_us = min(interval_us, QUICK_INTERVAL_US)
     return DeskSettings(
-        node=config.hostname,
-        delay_us=as_us(config.alerts.delay),
+        node=node,
+        delay_us=as_us(telling.delay),
         intervals={"mail": interval_us, "webhook": quick_us, "command": quick_us},
     )
 
 
 def try_ways(config: Config) -> list[tuple[str, str]]:
     """Tell a test alert on every way there is: its name, and what failed ("" when nothing did)."""
-    return asyncio.run(_try_ways(config))
+
+    async def work() -> list[tuple[str, str]]:
+        listening = [(one.address, one.port) for one in config.smtp.listen]
+        return await tell_test(config.hostname, make_ways(config, listening, clock_us))
+
+    return asyncio.run(work())
 
 
-async def _try_ways(config: Config) -> list[tuple[str, str]]:
+async def tell_test(node: str, ways: Ways) -> list[tuple[str, str]]:
+    """The same for ways that are made; they are closed."""
     now_us = clock_us()
     alert = Alert(
         kind="test",
@@ -143,9 +173,7 @@ async def _try_ways(config: Config) -> list[tuple[str, str]]:
         since_us=now_us,
     )
     stored = StoredAlert(number=0, alert=alert, raised_us=now_us)
-    notice = Notice(node=config.hostname, number=0, alerts=(stored,), made_us=now_us)
-    listening = [(one.address, one.port) for one in config.smtp.listen]
-    ways = Ways(config, listening, clock_us)
+    notice = Notice(node=node, number=0, alerts=(stored,), made_us=now_us)
     tried = []
     try:
         for channel in ways.channels:

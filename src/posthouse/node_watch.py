@@ -23,7 +23,7 @@ from posthouse.errors import StorageError, TellingFailed
 from posthouse.interfaces.control_client import DeskSilent, WorkerDesk
 from posthouse.interfaces.control_wire import WorkerStatus
 from posthouse.log_sink import clean
-from posthouse.node_tellers import Ways, as_us, make_desk_settings
+from posthouse.node_tellers import alerts_file, as_us, make_desk_settings, make_ways
 from posthouse.ports import DomainTotals, QueuedMessage
 from posthouse.ports_alerts import Alert, AlertSink, Reason
 from posthouse.ports_drain import NextHopStates, NextHopView
@@ -55,11 +55,6 @@ _HOP_CONDITIONS: Final = frozenset(CONDITIONS.values())
 _OF_ONE_WORKER: Final = ("storage", "settle", "shard")
 
 Facts = Callable[[], Mapping[str, Mapping[str, str | int | bool]]]
-
-
-def alerts_file(data_dir: Path) -> Path:
-    """Where alerts are stored."""
-    return data_dir / "watch" / "alerts.db"
 
 
 def availability_file(data_dir: Path) -> Path:
@@ -149,9 +144,12 @@ class _Room:
         self._watch = watch
         clock_us = self._clock_us = watch.clock_us
         self._stores = stores
-        self._ways = Ways(config, watch.listening, clock_us)
+        self._ways = make_ways(config, watch.listening, clock_us)
         self._desk = AlertDesk(
-            stores[0], self._ways.channels, make_desk_settings(config), clock_us=clock_us
+            stores[0],
+            self._ways.channels,
+            make_desk_settings(config.hostname, config.alerts),
+            clock_us=clock_us,
         )
         self._recorder = AvailabilityRecorder(stores[1], clock_us=clock_us)
         self._digest = Digest(
@@ -184,8 +182,8 @@ class _Room:
     async def reload(self, config: Config) -> None:
         old = self._ways
         self._config = config
-        self._ways = Ways(config, self._watch.listening, self._clock_us)
-        self._desk.reload(self._ways.channels, make_desk_settings(config))
+        self._ways = make_ways(config, self._watch.listening, self._clock_us)
+        self._desk.reload(self._ways.channels, make_desk_settings(config.hostname, config.alerts))
         self._digest.interval_us = as_us(config.alerts.digest)
         self._digest.delay_us = as_us(config.alerts.digest_delay)
         self._slow_at = 0.0
@@ -301,7 +299,7 @@ class _Room:
     # ------------------------------------------------------------------ held mail
 
     async def _look_at_held(self) -> None:
-        if self._ways.courier is None:
+        if self._ways.mail is None:
             return
         held = sum(row.held for row in self._totals)
         counted = sum(one.counters.get("recipients_held", 0) for one in self._statuses.values())
@@ -317,9 +315,9 @@ class _Room:
                 yield message
 
     async def _send(self, subject: str, text: str) -> None:
-        if self._ways.courier is None:
+        if self._ways.mail is None:
             raise TellingFailed("there is no contact any more")
-        await self._ways.courier.send(subject, text)
+        await self._ways.mail.send(subject, text)
 
     # ------------------------------------------------------------------ disk, certificates, lists
 

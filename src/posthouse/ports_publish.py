@@ -44,6 +44,30 @@ class RosterReply(msgspec.Struct, frozen=True, kw_only=True):
         return f'"{self.serial}"'
 
 
+class RosterInForce(msgspec.Struct, frozen=True, kw_only=True):
+    """One published roster. count: of entries. issued_s, expires_s: seconds since 1970."""
+
+    key_id: str
+    serial: int
+    count: int
+    issued_s: int
+    expires_s: int
+
+
+class PublishedDomain(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one domain's rosters, one for each key.
+
+    tried: a build has ended, well or not, since the start or the last reload. problem:
+    why the last one failed, "" when it did not. due_s: when the next is begun at the latest.
+    """
+
+    name: str
+    rosters: tuple[RosterInForce, ...]
+    tried: bool = True
+    problem: str = ""
+    due_s: int = 0
+
+
 class PublishedRosters(Protocol):
     """The rosters in force, by domain and by the id of the key that they were made with."""
 
@@ -159,3 +183,6 @@ class RosterStock(Protocol):
 
     def get_serial(self, domain: str, key_id: str) -> int:
         """Of the roster in force, 0 without one. Costs a few system calls."""
+
+    def look(self, domain: str, key_id: str) -> RosterInForce | None:
+        """What the roster in force says of itself. Raises StorageError."""

@@ -12,7 +12,7 @@ from posthouse.ports_agreements import Grant, GrantState
 
 
 class LinkMail(Protocol):
-    """Sends the one-time link."""
+    """Sends one mail: the one-time link, an alert."""
 
     async def send(self, recipient: str, subject: str, text: str) -> None:
         """Hand over a message of plain text. Raises TellingFailed."""

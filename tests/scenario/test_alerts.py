@@ -23,6 +23,7 @@ import trustme
 from peers.dns import DnsResponder
 from peers.node import PosthouseNode
 from peers.postfix import Postfix
+from peers.primary import PrimaryNode, run_command
 from peers.processes import wait_until
 from peers.smtp_tools import SmtpSink, swaks
 
@@ -258,3 +259,44 @@ def test_a_contact_behind_this_backup_is_told_nothing(tmp_path: Path) -> None:
             )
             (alert,) = [one for one in node.status()["alerts"] if one["kind"] == "contact"]
             assert "behind this backup" in alert["text"]
+
+
+def test_a_primary_tells_its_alerts(tmp_path: Path) -> None:
+    """A source that is lost, and back: mailed by the server beside it, posted, and shown."""
+    inbox = SmtpSink(tmp_path, keep_in=tmp_path / "inbox")
+    told = tmp_path / "told"
+    script = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"
+    primary = PrimaryNode(
+        tmp_path / "primary",
+        users=["alice"],
+        sections={
+            "alerts": {
+                "mail_via": f"smtp://127.0.0.1:{inbox.port}",
+                "command": [sys.executable, "-c", script, str(told)],
+                "delay": "0s",
+                "interval": "0s",
+            }
+        },
+    )
+    primary.settings[""]["contact"] = "ops@elsewhere.example"
+    primary.write()
+    run_command(primary.file, "roster", "keygen")
+    with inbox, primary:
+        primary.wait_log("serial")
+        assert "Nothing is wrong." in primary.command("alerts")
+        primary.users_file.rename(tmp_path / "aside")
+
+        def subjects() -> list[str]:
+            mails = [email.message_from_bytes(one) for one in inbox.kept()]
+            return [str(mail["Subject"]) for mail in mails]
+
+        wait_until(lambda: bool(subjects()), what="a mail", every=0.1)
+        (tmp_path / "aside").rename(primary.users_file)
+        wait_until(lambda: len(subjects()) == 2, what="an all-clear", every=0.1)
+        wait_until(lambda: told.read_text().count("\n") >= 2, what="both commands")
+        said = primary.command("alerts", "--all")
+    assert subjects() == [
+        "[127.0.0.1] roster-not-made example.com",
+        "[127.0.0.1] over: roster-not-made example.com",
+    ]
+    assert "over  roster-not-made" in said

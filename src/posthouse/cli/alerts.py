@@ -8,9 +8,18 @@ from pathlib import Path
 
 import click
 
-from posthouse.cli.main import EX_NOTHING, EX_UNAVAILABLE, config_option, find_config
+from posthouse.cli.main import (
+    DEFAULT_FILES,
+    EX_NOTHING,
+    EX_UNAVAILABLE,
+    PRIMARY_FILES,
+    config_option,
+    find_config,
+)
 from posthouse.cli.texts import tell_local, tell_span
 from posthouse.config import load
+from posthouse.config_primary import is_primary_file, load_primary
+from posthouse.config_primary_schema import PrimaryConfig
 from posthouse.config_schema import Config
 from posthouse.log_sink import clean
 from posthouse.ports_alerts import StoredAlert
@@ -31,9 +40,11 @@ def alerts(
 
     Exits 1 when something is, 0 when nothing is (with --all: always 0). With --test
     a test alert is told by mail, webhook and command, as configured; exits 69 when
-    one of them fails.
+    one of them fails. Beside a primary: those of `primary serve`, with -c primary.toml
+    or where there is no posthouse.toml.
     """
-    config = load(find_config(config_file), check_files=try_all)
+    file = _find_file(config_file)
+    config = (load_primary if is_primary_file(file) else load)(file, check_files=try_all)
     if try_all:
         return _try_all(config)
     found = read_alerts(config, everything=everything, limit=limit)
@@ -47,11 +58,25 @@ def alerts(
     return EX_NOTHING if found and not everything else 0
 
 
-def _try_all(config: Config) -> int:
+def _find_file(given: Path | None) -> Path:
+    if given is None and not any(path.exists() for path in DEFAULT_FILES):
+        given = next((path for path in PRIMARY_FILES if path.exists()), None)
+    return find_config(given)
+
+
+def _try_ways(config: Config | PrimaryConfig) -> list[tuple[str, str]]:
+    if isinstance(config, PrimaryConfig):
+        from posthouse.node_primary_watch import try_primary_ways
+
+        return try_primary_ways(config)
     from posthouse.node_tellers import try_ways
 
+    return try_ways(config)
+
+
+def _try_all(config: Config | PrimaryConfig) -> int:
     failed = False
-    tried = try_ways(config)
+    tried = _try_ways(config)
     for name, failure in tried:
         failed = failed or bool(failure)
         click.echo(f"{name}: {clean(failure) or 'told'}")
@@ -60,9 +85,11 @@ def _try_all(config: Config) -> int:
     return EX_UNAVAILABLE if failed or not tried else 0
 
 
-def read_alerts(config: Config, *, everything: bool, limit: int) -> Sequence[StoredAlert]:
+def read_alerts(
+    config: Config | PrimaryConfig, *, everything: bool, limit: int
+) -> Sequence[StoredAlert]:
     """What is stored, the newest first. Raises StorageError."""
-    from posthouse.node_watch import alerts_file
+    from posthouse.node_tellers import alerts_file
     from posthouse.storage.alert_store import SqliteAlertStore
 
     store = SqliteAlertStore.open_to_read(alerts_file(config.data_dir))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -35,6 +35,7 @@ from posthouse.ports import (
     Transaction,
 )
 from posthouse.ports_alerts import Notice
+from posthouse.ports_rights import LinkMail
 from posthouse.services.alert_text import format_mail, format_notice
 
 SEND_SECONDS: Final = 300.0
@@ -243,12 +244,31 @@ class _Letter:
             end.cancel()
 
 
+class MailToContact(Protocol):
+    """A way for one mail to the contact."""
+
+    async def send(self, subject: str, text: str) -> None:
+        """Send it. Raises TellingFailed."""
+
+
+class HandedMail:
+    """By a mail server that takes what we hand it: beside a primary there is one."""
+
+    def __init__(self, mailer: LinkMail, contact: str) -> None:
+        self._mailer = mailer
+        self._contact = contact
+
+    async def send(self, subject: str, text: str) -> None:
+        """See `MailToContact`."""
+        await self._mailer.send(self._contact, subject, text)
+
+
 class MailChannel:
     """Alerts as mails. See `ports_alerts.AlertChannel`."""
 
     name = "mail"
 
-    def __init__(self, courier: Courier) -> None:
+    def __init__(self, courier: MailToContact) -> None:
         self._courier = courier
 
     async def deliver(self, notice: Notice) -> None:

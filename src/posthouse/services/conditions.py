@@ -12,6 +12,7 @@ from posthouse.domain.nexthop import is_fetched
 from posthouse.log_sink import clean
 from posthouse.ports import DomainTotals
 from posthouse.ports_alerts import Alert, AlertKind
+from posthouse.ports_publish import PublishedDomain
 from posthouse.services.alert_text import tell
 
 DAY_US: Final = 86_400_000_000
@@ -109,15 +110,20 @@ def queue_alerts(
             )
 
 
-def disk_alert(free_bytes: int, wanted_bytes: int, place: str) -> Alert | None:
-    """Too little is free."""
+_NODE_DISK: Final = "below `spool.min_free` mail is refused for a while (452)"
+
+
+def disk_alert(
+    free_bytes: int, wanted_bytes: int, place: str, *, else_: str = _NODE_DISK
+) -> Alert | None:
+    """Too little is free. else_: what comes of it if nothing is done."""
     if free_bytes >= wanted_bytes:
         return None
     return Alert(
         kind=AlertKind.DISK_LOW,
         subject=place,
         text=f"{free_bytes >> 20:,} MiB are free in {place}, less than {wanted_bytes >> 20:,} MiB",
-        what_to_do="Make room: below `spool.min_free` mail is refused for a while (452)",
+        what_to_do=f"Make room: {else_}",
     )
 
 
@@ -148,3 +154,29 @@ def intake_alert(problem: str | None) -> Alert | None:
         text=f"no mail is taken, clients are told to come again: {clean(problem)}",
         what_to_do="Look at the disk and at the node's log",
     )
+
+
+ROSTER_EXPIRES: Final = "roster-expires"
+NEAR_PART: Final = 4
+"""A roster is told of in the last quarter of its time; new dates come after the first."""
+
+
+def roster_alerts(domains: Iterable[PublishedDomain], *, now_us: int) -> Iterator[Alert]:
+    """Rosters of a primary that come near their end, or are past it, one alert a domain."""
+    for domain in domains:
+        if not domain.rosters:
+            continue
+        first = min(domain.rosters, key=lambda roster: roster.expires_s)
+        near_s = first.expires_s - (first.expires_s - first.issued_s) // NEAR_PART
+        if now_us < near_s * 1_000_000:
+            continue
+        over = now_us >= first.expires_s * 1_000_000
+        what = "has expired" if over else "is good no longer than"
+        then = "backups refuse nobody any more" if over else "then backups refuse nobody any more"
+        yield Alert(
+            kind=ROSTER_EXPIRES,
+            subject=domain.name,
+            text=f"the roster of {domain.name} {what} {tell(first.expires_s * 1_000_000)}; {then}",
+            what_to_do="See why none is made: `posthouse roster build` says it",
+            since_us=near_s * 1_000_000,
+        )

@@ -18,17 +18,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from posthouse import observe
-from posthouse.errors import PosthouseError, PublishRefused, StorageBusy
+from posthouse.domain.digests import roster_key_id
+from posthouse.errors import PosthouseError, PublishRefused, StorageBusy, StorageError
 from posthouse.log_sink import clean
 from posthouse.ports_alerts import AlertSink
 from posthouse.ports_publish import (
     BuildReport,
+    PublishedDomain,
+    RosterInForce,
     RosterOrder,
     RosterReply,
     RosterStock,
@@ -62,7 +65,6 @@ class _Desk:
         self.due_s = 0
         self.pause_seconds = 0
         self.problem = ""
-        self.reports: tuple[BuildReport, ...] = ()
         self.stop = threading.Event()
         self.slow: asyncio.Task[None] | None = None  # a build under way in the background
 
@@ -119,8 +121,8 @@ class RosterPublisher:
         for domain, desk in before.items():
             desk.stop.set()
             if domain in self._desks:
-                self._desks[domain].reports = desk.reports
-            elif desk.problem:
+                self._desks[domain].problem = desk.problem
+            else:
                 self._alerts.clear(ALERT_KIND, domain)
 
     async def refresh(self) -> None:
@@ -195,7 +197,6 @@ class RosterPublisher:
         desk.built = versions
         desk.pause_seconds = 0
         desk.due_s = self._now_s() + desk.interval()
-        desk.reports = tuple(reports)
         if desk.problem:
             desk.problem = ""
             self._alerts.clear(ALERT_KIND, domain)
@@ -232,18 +233,25 @@ class RosterPublisher:
             self._stock.find, domain, key_id, since=since, if_none_match=if_none_match
         )
 
-    def describe(self) -> Mapping[str, Mapping[str, str | int]]:
-        """For `status`, by domain: serial and size of the newest roster, and what is wrong."""
-        described: dict[str, Mapping[str, str | int]] = {}
-        for domain, desk in self._desks.items():
-            newest = max(desk.reports, key=lambda report: report.serial, default=None)
-            described[domain] = {
-                "rosters": len(desk.reports),
-                "serial": newest.serial if newest else 0,
-                "entries": newest.count if newest else 0,
-                "problem": desk.problem,
-            }
-        return described
+    async def describe(self) -> Sequence[PublishedDomain]:
+        """For `status` and for whoever watches: every domain, as it is in force. Never raises."""
+        return [await asyncio.to_thread(self._describe, desk) for desk in self._desks.values()]
+
+    def _describe(self, desk: _Desk) -> PublishedDomain:
+        domain = desk.plan.order.domain
+        problem = desk.problem
+        found: list[RosterInForce | None] = []
+        try:
+            found += [self._stock.look(domain, roster_key_id(key)) for key in desk.plan.order.keys]
+        except StorageError as error:
+            problem = problem or error.detail
+        return PublishedDomain(
+            name=domain,
+            rosters=tuple(roster for roster in found if roster is not None),
+            tried=desk.built is not None,
+            problem=problem,
+            due_s=desk.due_s,
+        )
 
 
 def _look_at(order: RosterOrder) -> tuple[str, ...]:

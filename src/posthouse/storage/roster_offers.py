@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from posthouse.domain.roster_build import join_steps
-from posthouse.errors import StorageBroken
-from posthouse.ports_publish import RosterReply, RosterReplyKind
+from posthouse.errors import RosterRefused, StorageBroken
+from posthouse.mail.wire_text import parse_time
+from posthouse.ports_publish import RosterInForce, RosterReply, RosterReplyKind
 from posthouse.proto.roster_delta import encode_delta
 from posthouse.storage.roster_shelf import RosterShelf, open_shelf
 
@@ -24,6 +25,7 @@ class RosterOffers:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._deltas: dict[tuple[str, str, int, int], bytes] = {}
+        self._seen: dict[tuple[str, str], RosterInForce] = {}
 
     def find(
         self, domain: str, key_id: str, *, since: int | None, if_none_match: str
@@ -78,6 +80,32 @@ class RosterOffers:
     def get_serial(self, domain: str, key_id: str) -> int:
         """Of the roster in force, 0 without one."""
         return open_shelf(self._directory, domain, key_id).find_serial()
+
+    def look(self, domain: str, key_id: str) -> RosterInForce | None:
+        """What the roster in force says of itself. Raises StorageError."""
+        shelf = open_shelf(self._directory, domain, key_id)
+        serial = shelf.find_serial()
+        if not serial:
+            return None
+        known = self._seen.get((domain, key_id))
+        if known is not None and known.serial == serial:
+            return known
+        try:
+            body = shelf.open_body(serial)
+        except FileNotFoundError:  # replaced twice since we looked
+            return self.look(domain, key_id)
+        except (OSError, RosterRefused) as error:
+            raise StorageBroken(f"{shelf.path_of(serial)} cannot be read: {error}") from error
+        header = body.head.header
+        body.close()
+        seen = self._seen[domain, key_id] = RosterInForce(
+            key_id=key_id,
+            serial=serial,
+            count=header.body.count,
+            issued_s=parse_time(header.issued_at),
+            expires_s=parse_time(header.expires_at),
+        )
+        return seen
 
 
 def matches_serial(if_none_match: str, serial: int) -> bool:

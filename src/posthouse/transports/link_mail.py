@@ -1,4 +1,4 @@
-"""Hands one-time links to a mail server: a submission host, or the sendmail program.
+"""Hands one-time links and alerts to a mail server: a submission host, or the sendmail program.
 
 The message is ours to the last octet, plain text, marked as made by a machine
 (RFC 3834), with the null reverse-path: nobody answers it. Bounded in time.

@@ -57,7 +57,8 @@ def test_smallest_file_has_the_documented_defaults(tmp_path: Path) -> None:
     assert (domain.policy.blocking, domain.policy.when_stale) == ("allowed", "defer")
     assert [str(door) for door in config.https.listen] == ["127.0.0.1:8447"]
     assert config.backups == ()
-    assert config.warnings == ()
+    [warning] = config.warnings
+    assert "nobody is told when something is wrong" in warning
 
 
 FULL = """\
@@ -262,6 +263,38 @@ def test_places_for_postfix(tmp_path: Path) -> None:
 def test_wrong_places_for_postfix(tmp_path: Path, line: str, mistake: str) -> None:
     """Nobody outside may guess at passwords, and a socket needs its directory."""
     (told,) = mistakes_in(tmp_path, f"{SMALLEST}[postfix]\n{line}\n")
+    assert mistake in told
+
+
+def test_alerts_are_told_as_a_node_tells_them(tmp_path: Path) -> None:
+    """The keys of posthouse.toml, and a way for the mails; a secret does not show."""
+    (tmp_path / "secret").write_text("s3cret")
+    text = f'contact = "ops@elsewhere.example"\n{SMALLEST}[alerts]\nmail_via = "smtp://127.0.0.1"\n'
+    text += 'webhook = "https://hooks.example.net/"\nwebhook_secret_file = "secret"\ndelay = "0s"\n'
+    config = load_primary(write(tmp_path, text))
+    assert config.contact == "ops@elsewhere.example"
+    assert str(config.alerts.mail_via) == "smtp://127.0.0.1:25"
+    assert config.alerts.webhook_secret_file == tmp_path / "secret"
+    assert (config.alerts.delay, config.alerts.interval) == (timedelta(0), timedelta(minutes=15))
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ('webhook = "http://hooks.example.net/"', "not encrypted"),
+        ('webhook_secret_file = "nowhere"', "cannot be used"),
+        ('command = ["logger"]', "whole path"),
+        ('mail_via = "lmtp:/x"', "no way to send mail"),
+        ('mail_via = "sendmail:/no/such/program"', "cannot be run"),
+        ('digest = "1d"', "unknown key"),
+        ('intervall = "1d"', "did you mean interval"),
+    ],
+)
+def test_wrong_alerts(tmp_path: Path, line: str, mistake: str) -> None:
+    """Each names its line; what is about a queue has no place here."""
+    (told,) = mistakes_in(tmp_path, f"{SMALLEST}[alerts]\n{line}\n")
+    assert told.startswith("7: alerts.")
     assert mistake in told
 
 

@@ -15,7 +15,7 @@ from peers.processes import wait_until
 from posthouse.domain.digests import roster_key_id
 from posthouse.errors import SourceFailed, StorageBusy
 from posthouse.mail.roster import RosterLimits, RosterPolicy
-from posthouse.ports_publish import DigestOrder, RosterOrder, RosterReplyKind
+from posthouse.ports_publish import DigestOrder, PublishedDomain, RosterOrder, RosterReplyKind
 from posthouse.proto import signing
 from posthouse.services.roster_publisher import ALERT_KIND, Plan, RosterPublisher
 from posthouse.storage.roster_maker import RosterMaker, Signer
@@ -81,9 +81,9 @@ class Stage:
         reply = await self.publisher.find("example.com", KEY_ID)
         return reply.serial if reply else 0
 
-    @property
-    def facts(self) -> dict[str, str | int]:
-        return dict(self.publisher.describe()["example.com"])
+    async def facts(self) -> PublishedDomain:
+        [found] = await self.publisher.describe()
+        return found
 
 
 @pytest.fixture
@@ -98,7 +98,11 @@ async def test_made_at_the_start_and_left_alone(stage: Stage) -> None:
     assert first == 1_800_000_000
     await stage.pass_time(1, looks=30)
     assert stage.file.reads == 1
-    assert stage.facts == {"rosters": 1, "serial": first, "entries": 3, "problem": ""}
+    facts = await stage.facts()
+    [roster] = facts.rosters
+    assert (facts.name, facts.tried, facts.problem) == ("example.com", True, "")
+    assert (roster.key_id, roster.serial, roster.count) == (KEY_ID, first, 3)
+    assert (roster.issued_s, roster.expires_s) == (first, first + 14 * 86_400)
 
 
 async def test_a_change_is_taken_up_once_it_is_quiet(stage: Stage) -> None:
@@ -111,7 +115,8 @@ async def test_a_change_is_taken_up_once_it_is_quiet(stage: Stage) -> None:
     assert stage.file.reads == 1
     await stage.pass_time(1)
     assert stage.file.reads == 2
-    assert (await stage.serial(), stage.facts["entries"]) == (stage.now_s, 4)
+    [roster] = (await stage.facts()).rosters
+    assert (await stage.serial(), roster.count) == (stage.now_s, 4)
     reply = await stage.publisher.find("example.com", KEY_ID, if_none_match=f'"{stage.now_s}"')
     assert reply is not None
     assert reply.kind is RosterReplyKind.NOT_MODIFIED
@@ -126,7 +131,7 @@ async def test_silent_sources_are_read_on_a_timer(stage: Stage) -> None:
     stage.database.addresses.append("dora@example.com")
     await stage.pass_time(1)
     assert stage.database.reads == 2
-    assert stage.facts["entries"] == 5
+    assert (await stage.facts()).rosters[0].count == 5
 
 
 async def test_dates_are_renewed(stage: Stage) -> None:
@@ -149,7 +154,7 @@ async def test_failures_are_told_once_and_tried_again(stage: Stage) -> None:
     text, remedy = stage.alerts.standing[ALERT_KIND, "example.com"]
     assert "lost the connection" in text
     assert remedy
-    assert stage.facts["problem"] == text
+    assert text in (await stage.facts()).problem
     await stage.pass_time(10, looks=18)  # after 60 and 120 more seconds
     assert stage.file.reads == 4
     assert stage.alerts.raised == 1
@@ -206,9 +211,24 @@ async def test_other_plans_replace_the_former(stage: Stage) -> None:
     stage.publisher.set_plans([])
     assert stage.alerts.standing == {}
     await stage.publisher.refresh()
-    assert stage.publisher.describe() == {}
+    assert await stage.publisher.describe() == []
     with pytest.raises(SourceFailed):
         stage.maker.make(stage.plan(stage.file).order)
+
+
+async def test_a_reload_forgets_no_alert(stage: Stage) -> None:
+    """What failed before a reload stands after it, and is over once a roster is made."""
+    stage.file.failing = True
+    await stage.publisher.refresh()
+    stage.publisher.set_plans([stage.plan(stage.file)])
+    assert not (await stage.facts()).tried
+    await stage.publisher.refresh()
+    assert stage.alerts.standing
+    assert (await stage.facts()).tried
+    stage.file.failing = False
+    stage.publisher.set_plans([stage.plan(stage.file)])
+    await stage.publisher.refresh()
+    assert stage.alerts.standing == {}
 
 
 async def test_unknown_rosters_are_not_found(stage: Stage) -> None:
