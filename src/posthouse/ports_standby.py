@@ -47,7 +47,7 @@ class PrimarySession(Protocol):
         """The final dot, and what the primary says to it."""
 
     async def reset(self) -> None:
-        """RSET."""
+        """RSET. One that is refused is a failure, too."""
 
     def close(self) -> None:
         """QUIT if that is possible, and let go; harmless at any time."""

@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from fakes.memory_spool import MemorySpool
-from fakes.open_door import Talker, open_door, talk, until
+from fakes.open_door import LIMITS, Talker, open_door, talk, until
 from fakes.server_owner import make_reception
 from posthouse.domain.standby import Standby, Turned
-from posthouse.ports import Selection, Target
+from posthouse.ports import Selection, Target, TlsServer
 from posthouse.services.proxy import Proxy
 from posthouse.services.reception import Reception
 from posthouse.services.standby import StandbyGate, StandbyRule
@@ -67,6 +69,7 @@ async def world(
     max_sessions: int = 20,
     patience_seconds: float = 30.0,
     reply_timeout: float = 0.5,
+    tls: TlsServer | None = None,
     **door: float,
 ) -> AsyncIterator[World]:
     spool = MemorySpool()
@@ -99,7 +102,14 @@ async def world(
     )
     reception.gatekeeper = gate
     reception.wrap_letter = gate.wrap
-    async with open_door(spool, reception=reception, **door) as (keeper, port):  # type: ignore[arg-type]
+    limits = LIMITS if tls is None else msgspec.structs.replace(LIMITS, offer_starttls=True)
+    async with open_door(
+        spool,
+        limits=limits,
+        tls=tls,
+        reception=reception,
+        **door,  # type: ignore[arg-type]
+    ) as (keeper, port):
         made.append(
             World(
                 gate=gate,

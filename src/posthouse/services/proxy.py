@@ -36,6 +36,8 @@ SCRATCH: Final = "proxy"
 TURNED_US_AWAY: Final = "it turns us away"
 ELSEWHERE: Final = Reply(452, "4.5.3", "Too many recipients: one destination at a time")
 
+_NO_ROOM: Final = 452  # quota, storage (RFC 5321 §4.2.2): of ours
+
 PATIENCE_SECONDS: Final = 30.0
 """For one recipient, from RSET or the connection on: half of what the door gives a verdict
 (DoorSettings.verdict_timeout): a silent primary's mail is ours before the client hears 451."""
@@ -276,6 +278,7 @@ class ProxiedLetter:
         self.over: Callable[[], None] | None = None  # the primary has answered the final dot
         self.passed: Callable[[Reply, int], None] | None = None  # it has it; so many octets
         self._size_bytes = len(inner.trace)
+        self._no_room: Reply | None = None  # what the client hears if the message were ours
         self._opening = asyncio.ensure_future(self._open())
 
     async def _open(self) -> None:
@@ -321,8 +324,12 @@ class ProxiedLetter:
             self._session.close()
 
     def refusal(self) -> Reply | None:
-        """See `ports_session.OpenLetter`."""
-        return self._inner.refusal()
+        """See `ports_session.OpenLetter`. What we have no room for may still go through."""
+        refusal = self._inner.refusal()
+        if refusal is None or self._lost or refusal.code != _NO_ROOM:
+            return refusal
+        self._no_room = refusal
+        return None
 
     def commit(self) -> Awaitable[None]:
         """Have the primary's word, or make the message ours. Raises StorageError."""
@@ -343,6 +350,8 @@ class ProxiedLetter:
                     self._reply = reply
                     if self.over is not None:
                         self.over()
+            if self._reply is None and self._no_room is not None:
+                self._reply = self._no_room
             if self._reply is None:
                 await self._inner.commit()
             else:

@@ -224,7 +224,10 @@ class ProxySession(asyncio.Protocol):
 
     async def reset(self) -> None:
         """See `ports_standby`."""
-        await self._ask("RSET")
+        reply = await self._ask("RSET")
+        if not reply.positive:  # whatever it remembers now, no message must meet it
+            self.abort(f"RSET was answered {reply}")
+            raise self._failure or NextHopFailure("RSET was refused", stage="session")
 
     def close(self) -> None:
         """QUIT without waiting for its reply: it says nothing that matters.

@@ -214,6 +214,14 @@ async def test_defer_until_it_is_plain() -> None:
         assert await attempt(w, 17 + 13 * 60, sender="third@b.example") == "451 4.3.2"
 
 
+async def test_defer_of_bounces() -> None:
+    """A bounce is turned away and in the end let in like all mail, but proves nothing of its network."""
+    async with world(DEFER) as w:
+        assert [await attempt(w, minute, sender="") for minute in (0, 5, 14)] == ["451 4.3.2"] * 3
+        assert await attempt(w, 16, sender="") == "250 2.1.5"
+        assert await attempt(w, 17, sender="other@b.example") == "451 4.3.2"
+
+
 async def test_defer_only_while_the_primary_is_up() -> None:
     """When the primary goes down everybody is let in at once."""
     async with world(DEFER) as w:
