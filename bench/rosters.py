@@ -39,7 +39,7 @@ from posthouse.mail.roster import (
 )
 from posthouse.mail.wire_text import format_time
 from posthouse.node_process import run_in_loop
-from posthouse.ports import RecipientDirectory
+from posthouse.ports_recipients import RecipientDirectory
 from posthouse.ports_roster import RosterKeys
 from posthouse.proto import signing
 from posthouse.proto.roster_file import encode_signed

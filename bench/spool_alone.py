@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.stage import KNOWN, Row, Side, Stage
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import Outcome, QueuedMessage, Settlement
+from posthouse.ports_spool import Outcome, QueuedMessage, Settlement
 from posthouse.storage.recipient_lists import RecipientIndexes
 from posthouse.storage.spool import EmbeddedSpool, SpoolSettings
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import Cursor, Outcome, Settlement
+from posthouse.ports_spool import Cursor, Outcome, Settlement
 from posthouse.storage.spool import EmbeddedSpool, SpoolSettings
 
 CLIENT = Client(

@@ -13,7 +13,7 @@ from posthouse import node_settings
 from posthouse.config_schema import Config
 from posthouse.interfaces.drain_door import DrainDoor
 from posthouse.node_process import clock_us
-from posthouse.ports import Body
+from posthouse.ports_spool import Body
 from posthouse.services.nexthops import NextHopBoard
 from posthouse.services.relay_settings import RelaySettings
 from posthouse.services.ways import DomainWays

@@ -41,10 +41,10 @@ from posthouse.node_agreements import (
 )
 from posthouse.node_pairs import Pairs, make_granter_settings
 from posthouse.node_process import clock_us
-from posthouse.ports import OperatorAction, Selection, State
 from posthouse.ports_alerts import AlertSink
 from posthouse.ports_drain import NextHopView
 from posthouse.ports_https import Peer
+from posthouse.ports_spool import OperatorAction, Selection, State
 from posthouse.proto.base_url import lies_under
 from posthouse.services.forwarder import Forwarder
 from posthouse.services.granter import Granter

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from posthouse import observe, ports
+from posthouse import observe, ports_tls
 from posthouse.config_pairs import USED_TOKENS_FILE
 from posthouse.domain.buckets import Buckets
 from posthouse.errors import ConfigError, StorageError
@@ -134,7 +134,7 @@ class HttpsHouse:
 
     async def _read_certificate(
         self, plan: HttpsPlan
-    ) -> tuple[ports.TlsServer | None, ConfigError | None]:
+    ) -> tuple[ports_tls.TlsServer | None, ConfigError | None]:
         """The certificate to use, and what was wrong with the one that was wanted.
 
         Raises ConfigError when there is none to fall back on.

@@ -12,7 +12,7 @@ from posthouse.config_schema import Config
 from posthouse.domain.guesses import GuessBudget
 from posthouse.domain.live_check import Entry
 from posthouse.errors import StorageError
-from posthouse.ports import Resolver
+from posthouse.ports_dns import Resolver
 from posthouse.ports_drain import NextHopStates
 from posthouse.services.live_check import LiveChecks
 from posthouse.services.live_directories import Lists, LiveDirectories

@@ -31,8 +31,8 @@ from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.mail.reply import Reply
 from posthouse.node_pending import count_pending
 from posthouse.node_process import clock_us
-from posthouse.ports import Target
 from posthouse.ports_drain import NextHopStates
+from posthouse.ports_relay import Target
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.etrn import EtrnDesk
 from posthouse.services.pulled import PulledReception

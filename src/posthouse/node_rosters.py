@@ -16,8 +16,9 @@ from posthouse.config_schema import Config
 from posthouse.config_schema_domain import DomainConfig
 from posthouse.errors import ConfigError
 from posthouse.node_process import clock_us
-from posthouse.ports import RecipientDirectory, Spool
+from posthouse.ports_recipients import RecipientDirectory
 from posthouse.ports_roster import RosterKeys
+from posthouse.ports_spool import Spool
 from posthouse.proto.pairing import PrimaryPairing
 from posthouse.services.look_ups import LookUpPool
 from posthouse.services.roster_watch import RosterWatch

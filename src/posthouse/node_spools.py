@@ -12,7 +12,7 @@ from posthouse.interfaces.control import ControlDesk, ControlDoor
 from posthouse.interfaces.control_wire import WorkerStatus
 from posthouse.mail.queueid import MAX_SHARDS
 from posthouse.node_process import clock_us
-from posthouse.ports import Spool
+from posthouse.ports_spool import Spool
 from posthouse.storage.spool import EmbeddedSpool, SpoolSettings
 
 

@@ -12,7 +12,7 @@ from posthouse.config_schema import Config
 from posthouse.interfaces.doorkeeper import Doorkeeper
 from posthouse.node_pending import count_pending
 from posthouse.node_process import clock_us
-from posthouse.ports import Resolver
+from posthouse.ports_dns import Resolver
 from posthouse.ports_drain import NextHopStates
 from posthouse.services.etrn import EtrnDesk
 from posthouse.services.proxy import Proxy

@@ -15,8 +15,8 @@ from posthouse.config_schema import Config
 from posthouse.config_schema_alerts import Telling, read_secret
 from posthouse.errors import TellingFailed
 from posthouse.node_process import clock_us
-from posthouse.ports import Body
 from posthouse.ports_alerts import Alert, AlertChannel, Notice, StoredAlert
+from posthouse.ports_spool import Body
 from posthouse.services.alert_desk import DeskSettings
 from posthouse.services.alert_mail import Courier, CourierSettings, MailChannel, MailToContact
 from posthouse.services.alert_text import notice_document

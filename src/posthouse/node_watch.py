@@ -24,9 +24,9 @@ from posthouse.interfaces.control_client import DeskSilent, WorkerDesk
 from posthouse.interfaces.control_wire import WorkerStatus
 from posthouse.log_sink import clean
 from posthouse.node_tellers import alerts_file, as_us, make_desk_settings, make_ways
-from posthouse.ports import DomainTotals, QueuedMessage
 from posthouse.ports_alerts import Alert, AlertSink, Reason
 from posthouse.ports_drain import NextHopStates, NextHopView
+from posthouse.ports_spool import DomainTotals, QueuedMessage
 from posthouse.services import conditions
 from posthouse.services.alert_desk import AlertDesk
 from posthouse.services.availability import (

@@ -39,8 +39,9 @@ from posthouse.node_spools import close_spools, open_spool, shards_of_worker
 from posthouse.node_standby import StandbyDuty
 from posthouse.node_turnaway import TurnAway
 from posthouse.node_watch import availability_file
-from posthouse.ports import Body, RecipientDirectory, Spool
 from posthouse.ports_alerts import AlertKind
+from posthouse.ports_recipients import RecipientDirectory
+from posthouse.ports_spool import Body, Spool
 from posthouse.services.nexthop_follow import SharedStates
 from posthouse.services.quota import Quotas
 from posthouse.services.reception import Reception

@@ -17,7 +17,7 @@ from posthouse.domain.digests import roster_key_id
 from posthouse.domain.recipients import Fold
 from posthouse.domain.roster import Arrival, KnownRoster
 from posthouse.mail.roster import RosterLimits, RosterPolicy
-from posthouse.ports import Fingerprint, RecipientDirectory
+from posthouse.ports_recipients import Fingerprint, RecipientDirectory
 
 
 class RosterKeys(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
-from posthouse.ports import Target
+from posthouse.ports_relay import Target
 
 
 class PrimarySession(Protocol):

@@ -10,9 +10,10 @@ import pytest
 from fakes.directory import SetDirectory, finding_of
 from fakes.roster_disk import RosterDisk
 from fakes.rosters import make_roster
+from posthouse.domain.finding import Finding
 from posthouse.domain.recipients import Fold, RecipientFile
 from posthouse.mail.roster import HeaderFold
-from posthouse.ports import Finding, RecipientDirectory
+from posthouse.ports_recipients import RecipientDirectory
 from posthouse.storage.recipient_lists import RecipientIndexes
 
 Make = Callable[[str], RecipientDirectory]

@@ -1,4 +1,4 @@
-"""The promise of `ports.Resolver`, over dnspython against a real DNS server and over the fake."""
+"""The promise of `ports_dns.Resolver`, over dnspython against a real DNS server and over the fake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fakes.resolver import FakeResolver
 from peers.dns import DnsResponder
 from posthouse.errors import DnsTemporary
-from posthouse.ports import MxRecord, Resolver
+from posthouse.ports_dns import MxRecord, Resolver
 from posthouse.transports.resolver import DnsResolver
 
 MX = {

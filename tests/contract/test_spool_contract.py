@@ -1,4 +1,4 @@
-"""What every spool promises (`ports.Spool`): the embedded engine and the fake in memory."""
+"""What every spool promises (`ports_spool.Spool`): the embedded engine and the fake in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fakes.memory_spool import MemorySpool
 from posthouse.errors import BodyDamaged
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.queueid import shard_of, time_us_of
-from posthouse.ports import (
+from posthouse.ports_spool import (
     Claim,
     Cursor,
     OperatorAction,

@@ -10,7 +10,7 @@ import pytest
 
 from fakes.memory_spool import MemorySpool
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import OperatorAction, QueuedMessage, Selection, Spool, State
+from posthouse.ports_spool import OperatorAction, QueuedMessage, Selection, Spool, State
 from posthouse.storage.spool import EmbeddedSpool, SpoolSettings
 
 T0 = 1_700_000_000_000_000

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import Outcome, Selection, Settlement
+from posthouse.ports_spool import Outcome, Selection, Settlement
 from posthouse.storage.spool import EmbeddedSpool, SpoolSettings
 
 SETTINGS = SpoolSettings(

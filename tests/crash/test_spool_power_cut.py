@@ -14,7 +14,7 @@ from fakes.failing_disk import (
     read_body,
     small_settings,
 )
-from posthouse.ports import Outcome, Settlement
+from posthouse.ports_spool import Outcome, Settlement
 from posthouse.storage.spool import EmbeddedSpool
 
 

@@ -32,7 +32,8 @@ from fakes.raw_peer import raw_peer
 from fakes.work_source import ListSource, make_transaction
 from posthouse.errors import NextHopFailure
 from posthouse.mail.credentials import Credentials
-from posthouse.ports import Body, QueuedRecipient, RecipientResult, Target, Transaction
+from posthouse.ports_relay import RecipientResult, Target, Transaction
+from posthouse.ports_spool import Body, QueuedRecipient
 from posthouse.proto.client_events import AuthAnswered, Ended, Event, Returned, Settled
 from posthouse.proto.client_opening import TlsWish
 from posthouse.proto.smtp_client import ClientSession

@@ -29,7 +29,7 @@ from fakes.server_owner import (
 from posthouse.interfaces.doorkeeper import Doorkeeper, DoorSettings
 from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.mail.queueid import parse_queue_id
-from posthouse.ports import Selection
+from posthouse.ports_spool import Selection
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.reception import Directories
 

@@ -7,7 +7,7 @@ import asyncio
 from posthouse.errors import NextHopFailure
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
-from posthouse.ports import Target
+from posthouse.ports_relay import Target
 
 TAKEN = Reply(250, "", "2.1.5 ok")
 UNKNOWN = Reply(550, "", "5.1.1 User unknown")

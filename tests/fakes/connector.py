@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from posthouse.errors import NextHopFailure
-from posthouse.ports import RecipientResult, SessionEnd, Target, Transaction, WorkSource
+from posthouse.ports_relay import RecipientResult, SessionEnd, Target, Transaction, WorkSource
 
 Reply = Callable[[Transaction], Sequence[RecipientResult]]
 
@@ -83,7 +83,7 @@ class FakePeer:
 
 
 class FakeSession:
-    """See `ports.Session`."""
+    """See `ports_relay.Session`."""
 
     def __init__(self, peer: FakePeer, target: Target, source: WorkSource) -> None:
         self.target = target
@@ -160,7 +160,7 @@ class FakeSession:
 
 
 class FakeConnector:
-    """See `ports.Connector`. Peers are made when first named; an unscripted one takes everything."""
+    """See `ports_relay.Connector`. Peers are made when first named; an unscripted one takes everything."""
 
     def __init__(self) -> None:
         self._peers: dict[str, FakePeer] = {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Protocol
 
+from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.recipients import Fold, fold_both
-from posthouse.ports import Answer, Finding, RecipientDirectory
+from posthouse.ports_recipients import RecipientDirectory
 
 ANSWERS = {finding: Answer(finding=finding) for finding in Finding}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import QueuedMessage, Selection, Spool
+from posthouse.ports_spool import QueuedMessage, Selection, Spool
 from posthouse.storage.spool import EmbeddedSpool, SpoolSettings
 from posthouse.storage.spool_disk import Disk
 

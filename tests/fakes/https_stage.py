@@ -15,8 +15,8 @@ from fakes.http_server import Certificate
 from posthouse.domain.buckets import Buckets
 from posthouse.interfaces.https_app import PartyLimits, PeerRoute, make_app
 from posthouse.interfaces.https_wire import HttpsLimits, Switchboard
-from posthouse.ports import TlsServer
 from posthouse.ports_https import Parties, Party
+from posthouse.ports_tls import TlsServer
 
 
 class FakeParties:

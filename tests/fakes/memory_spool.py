@@ -1,4 +1,4 @@
-"""A spool in memory: the whole promise of `ports.Spool` except surviving the process.
+"""A spool in memory: the whole promise of `ports_spool.Spool` except surviving the process.
 
 Tests of services use it in place of the embedded engine; both pass
 `tests/contract/test_spool_contract.py`. Set `trouble` to make intake fail the way a
@@ -19,7 +19,7 @@ from posthouse import observe
 from posthouse.errors import BodyDamaged, StorageBroken, StorageError
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.queueid import format_queue_id, make_queue_id, time_us_of
-from posthouse.ports import (
+from posthouse.ports_spool import (
     AcceptListener,
     Claim,
     Cursor,
@@ -116,7 +116,7 @@ class _MemoryBody:
 
 
 class MemorySpool:
-    """See `ports.Spool`. `trouble`: what intake raises while it is set."""
+    """See `ports_spool.Spool`. `trouble`: what intake raises while it is set."""
 
     def __init__(self, shard: int = 0, clock_us: Callable[[], int] | None = None) -> None:
         self.shard = shard

@@ -14,7 +14,8 @@ from fakes.server_owner import make_reception
 from posthouse.interfaces.doorkeeper import Doorkeeper, DoorSettings
 from posthouse.interfaces.smtp_door import SmtpDoor
 from posthouse.mail.envelope import Client, Envelope
-from posthouse.ports import Incoming, Selection, TlsServer
+from posthouse.ports_spool import Incoming, Selection
+from posthouse.ports_tls import TlsServer
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.reception import Reception
 

@@ -14,7 +14,8 @@ from posthouse.domain.drain import State
 from posthouse.domain.nexthop import HostPort
 from posthouse.errors import StorageError
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import (
+from posthouse.ports_agreements import AgreementSecrets
+from posthouse.ports_spool import (
     Claim,
     Cursor,
     QueuedMessage,
@@ -22,7 +23,6 @@ from posthouse.ports import (
     Selection,
     Settlement,
 )
-from posthouse.ports_agreements import AgreementSecrets
 from posthouse.services.nexthops import NextHopBoard
 from posthouse.services.relay import Relay
 from posthouse.services.relay_settings import NextHopStatus, RelaySettings, RouteSettings

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 
 from posthouse.errors import DnsTemporary
-from posthouse.ports import MxRecord
+from posthouse.ports_dns import MxRecord
 
 
 class FakeResolver:

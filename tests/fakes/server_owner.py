@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Mapping
 
 from fakes.directory import ANSWERS
 from fakes.memory_spool import MemorySpool
+from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.verdict import Verdict, WhenUnknown
 from posthouse.mail.address import Mailbox
 from posthouse.mail.reply import Reply
-from posthouse.ports import Answer, Finding
 from posthouse.ports_session import SessionFacts
 from posthouse.proto.server_events import (
     Closing,

@@ -12,7 +12,9 @@ from fakes.memory_spool import MemorySpool
 from fakes.open_door import LIMITS, Talker, open_door, talk, until
 from fakes.server_owner import make_reception
 from posthouse.domain.standby import Standby, Turned
-from posthouse.ports import Selection, Target, TlsServer
+from posthouse.ports_relay import Target
+from posthouse.ports_spool import Selection
+from posthouse.ports_tls import TlsServer
 from posthouse.services.proxy import Proxy
 from posthouse.services.reception import Reception
 from posthouse.services.standby import StandbyGate, StandbyRule

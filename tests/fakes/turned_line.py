@@ -18,8 +18,9 @@ from posthouse.domain.nexthop import pull_socket_name
 from posthouse.interfaces.odmr_door import OdmrDesk, OdmrKeeper
 from posthouse.mail.reply import Reply
 from posthouse.node_odmr import Turns
-from posthouse.ports import Body, Target
+from posthouse.ports_relay import Target
 from posthouse.ports_session import SessionFacts
+from posthouse.ports_spool import Body
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 from posthouse.transports.tls import TlsMode
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Client
-from posthouse.ports import QueuedMessage, QueuedRecipient, RecipientResult, Transaction
+from posthouse.ports_relay import RecipientResult, Transaction
+from posthouse.ports_spool import QueuedMessage, QueuedRecipient
 
 
 def make_transaction(

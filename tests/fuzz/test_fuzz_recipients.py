@@ -8,6 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posthouse.domain.finding import Finding
 from posthouse.domain.recipients import (
     MAX_REPORTED_MISTAKES,
     Fold,
@@ -16,7 +17,6 @@ from posthouse.domain.recipients import (
     fold_both,
 )
 from posthouse.errors import ConfigError
-from posthouse.ports import Finding
 from posthouse.storage.recipient_lists import RecipientIndexes
 
 LOCALS = st.from_regex(r"[a-z0-9_][a-z0-9_.=#$!-]{0,30}", fullmatch=True)

@@ -18,7 +18,7 @@ from peers.postfix import Postfix
 from posthouse.domain.nexthop import HostPort
 from posthouse.interfaces.local_door import Line, LocalDoor
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import Selection
+from posthouse.ports_spool import Selection
 from posthouse.proto.postfix_policy import PolicyReader, format_answer
 from posthouse.services.relay import Relay
 from posthouse.services.relay_settings import RelaySettings, RouteSettings

@@ -34,7 +34,7 @@ from posthouse.interfaces.control_wire import (
     encode_line,
 )
 from posthouse.mail.queueid import shard_of
-from posthouse.ports import DomainTotals, OperatorAction, QueuedMessage, Selection
+from posthouse.ports_spool import DomainTotals, OperatorAction, QueuedMessage, Selection
 
 # A change of a million recipients takes a while; a desk that is silent for longer is stuck.
 REPLY_SECONDS: Final = 300.0

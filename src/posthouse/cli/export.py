@@ -10,7 +10,7 @@ from pathlib import Path
 from posthouse.cli.desks import Desks
 from posthouse.cli.texts import tell_utc
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import QueuedMessage
+from posthouse.ports_spool import QueuedMessage
 
 
 def format_fields(message: QueuedMessage) -> bytes:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import QueuedMessage
+from posthouse.ports_spool import QueuedMessage
 
 _FROM_LINE: Final = re.compile(rb"^(>*From )", re.MULTILINE)
 

@@ -15,7 +15,7 @@ from posthouse.cli.queue_export import export
 from posthouse.cli.queue_move import COMMANDS
 from posthouse.cli.selection import is_unrestricted, parse_id, selection_options
 from posthouse.cli.texts import describe_message, message_document, message_lines
-from posthouse.ports import Selection
+from posthouse.ports_spool import Selection
 
 
 @click.group()

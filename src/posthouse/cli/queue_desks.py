@@ -13,7 +13,7 @@ from posthouse.cli.desks import Desks
 from posthouse.cli.main import find_config
 from posthouse.cli.texts import message_document, message_lines, tell_size
 from posthouse.config import load
-from posthouse.ports import QueuedMessage
+from posthouse.ports_spool import QueuedMessage
 
 FIRST_SHOWN: Final = 10
 

@@ -17,7 +17,7 @@ from posthouse.cli.main import EX_NOTHING, EX_UNAVAILABLE, inner_config_option
 from posthouse.cli.queue_desks import all_option, count, dry_run_option, json_option, open_desks
 from posthouse.cli.selection import is_unrestricted, selection_options
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import QueuedMessage, Selection
+from posthouse.ports_spool import QueuedMessage, Selection
 
 FORMATS: Final = ("eml", "mbox", "maildir")
 

@@ -12,7 +12,7 @@ from posthouse.cli.desks import Desks
 from posthouse.cli.main import EX_NOTHING, EX_UNAVAILABLE, inner_config_option
 from posthouse.cli.queue_desks import all_option, count, dry_run_option, json_option, open_desks
 from posthouse.cli.selection import is_unrestricted, selection_options
-from posthouse.ports import OperatorAction, Selection, State
+from posthouse.ports_spool import OperatorAction, Selection, State
 
 
 def _make_command(

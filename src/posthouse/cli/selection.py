@@ -14,7 +14,7 @@ import click
 
 from posthouse.config_values import Wrong, parse_duration, read_domain
 from posthouse.mail.queueid import parse_queue_id
-from posthouse.ports import Selection, State
+from posthouse.ports_spool import Selection, State
 
 _STATES = {"queued": State.QUEUED, "held": State.HELD}
 

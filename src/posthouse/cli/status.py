@@ -20,8 +20,8 @@ from posthouse.config_schema import Config
 from posthouse.domain.drain import State
 from posthouse.interfaces.control_wire import AlertStatus, NextHopStatus, WorkerStatus
 from posthouse.log_sink import clean
-from posthouse.ports import DomainTotals
 from posthouse.ports_alerts import Alert, StoredAlert
+from posthouse.ports_spool import DomainTotals
 
 # The worst state of any worker is the one worth showing.
 _SEVERITY = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from posthouse.log_sink import clean
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import QueuedMessage, QueuedRecipient, State
+from posthouse.ports_spool import QueuedMessage, QueuedRecipient, State
 
 
 def tell_size(octets: int) -> str:

@@ -42,7 +42,7 @@ from posthouse.interfaces.control_wire import (
 )
 from posthouse.mail.address import parse_path
 from posthouse.mail.queueid import shard_of
-from posthouse.ports import DomainTotals, OperatorAction, QueuedMessage, Selection, Spool
+from posthouse.ports_spool import DomainTotals, OperatorAction, QueuedMessage, Selection, Spool
 from posthouse.services.redirect import redirect
 
 MAX_CONNECTIONS: Final = 32

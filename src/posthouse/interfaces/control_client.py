@@ -32,7 +32,7 @@ from posthouse.interfaces.control_wire import (
     decode_reply,
     encode_line,
 )
-from posthouse.ports import DomainTotals, OperatorAction, QueuedMessage, Selection, State
+from posthouse.ports_spool import DomainTotals, OperatorAction, QueuedMessage, Selection, State
 
 PATIENCE_SECONDS: Final = 10.0
 LISTING_SECONDS: Final = 120.0

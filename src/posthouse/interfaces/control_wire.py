@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from posthouse.ports import DomainTotals, OperatorAction, QueuedMessage, Selection
+from posthouse.ports_spool import DomainTotals, OperatorAction, QueuedMessage, Selection
 
 # A request line: a selection may name 10,000 queue ids.
 MAX_REQUEST_BYTES: Final = 1 << 20

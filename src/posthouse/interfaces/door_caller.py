@@ -9,7 +9,7 @@ from posthouse.interfaces.door_log import DoorLog
 from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Client
 from posthouse.mail.reply import Reply
-from posthouse.ports import Resolver
+from posthouse.ports_dns import Resolver
 from posthouse.ports_session import SessionFacts
 from posthouse.proto.smtp_server import ServerSession
 

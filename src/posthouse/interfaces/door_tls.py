@@ -12,7 +12,7 @@ import asyncio
 
 from posthouse.errors import TlsFailed
 from posthouse.interfaces.door_caller import Caller
-from posthouse.ports import TlsServer
+from posthouse.ports_tls import TlsServer
 from posthouse.proto.smtp_server import ServerSession
 
 

@@ -18,8 +18,9 @@ from typing import Protocol
 from posthouse import observe
 from posthouse.interfaces.door_log import DoorLog
 from posthouse.mail.reply import Reply
-from posthouse.ports import Resolver, TlsServer
+from posthouse.ports_dns import Resolver
 from posthouse.ports_session import Receptionist, SessionFacts
+from posthouse.ports_tls import TlsServer
 from posthouse.proto.server_events import ServerLimits
 
 _SWEEP_SECONDS = 1.0

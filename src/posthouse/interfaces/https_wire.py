@@ -1,6 +1,6 @@
 """One HTTPS connection: TCP and TLS below, uvicorn's HTTP/1.1 automaton above, bounds around both.
 
-TLS goes through `ports.TlsServer`, as at the SMTP door: a certificate is
+TLS goes through `ports_tls.TlsServer`, as at the SMTP door: a certificate is
 swapped whole (SIGHUP), a handshake that never ends is counted and cut, and no
 loop keeps buffers of its own for it. uvicorn sees a transport like any other.
 
@@ -29,8 +29,8 @@ from posthouse import observe
 from posthouse.domain.client_network import client_network, plain_address
 from posthouse.errors import TlsFailed
 from posthouse.interfaces.https_problems import encode_problem
-from posthouse.ports import TlsChannel, TlsServer
 from posthouse.ports_https import ProblemAnswer
+from posthouse.ports_tls import TlsChannel, TlsServer
 
 # Request line and headers together: nginx takes 8 KiB a line, and ours need far less.
 _MAX_HEAD_BYTES: Final = 32 * 1024

@@ -24,8 +24,8 @@ from posthouse import observe
 from posthouse.domain.client_network import client_network, plain_address
 from posthouse.errors import TlsFailed
 from posthouse.mail.reply import Reply
-from posthouse.ports import TlsChannel, TlsServer
 from posthouse.ports_session import SessionFacts
+from posthouse.ports_tls import TlsChannel, TlsServer
 from posthouse.proto.odmr_server import (
     Closing,
     CramLogin,

@@ -19,7 +19,7 @@ from posthouse.proto.client_extensions import Extensions
 
 
 class Addressee(Protocol):
-    """One recipient as the commands need it (ports.QueuedRecipient is one)."""
+    """One recipient as the commands need it (ports_spool.QueuedRecipient is one)."""
 
     @property
     def address(self) -> str: ...
@@ -30,7 +30,7 @@ class Addressee(Protocol):
 
 
 class Deliverable(Protocol):
-    """One message's envelope (ports.QueuedMessage is one). size_bytes: octets, for SIZE=."""
+    """One message's envelope (ports_spool.QueuedMessage is one). size_bytes: octets, for SIZE=."""
 
     @property
     def size_bytes(self) -> int: ...

@@ -24,18 +24,11 @@ from posthouse.errors import DnsTemporary, NextHopFailure, TellingFailed
 from posthouse.mail.address import normalize_domain
 from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Client
-from posthouse.ports import (
-    Connector,
-    QueuedMessage,
-    QueuedRecipient,
-    RecipientResult,
-    Resolver,
-    Session,
-    Target,
-    Transaction,
-)
 from posthouse.ports_alerts import Notice
+from posthouse.ports_dns import Resolver
+from posthouse.ports_relay import Connector, RecipientResult, Session, Target, Transaction
 from posthouse.ports_rights import LinkMail
+from posthouse.ports_spool import QueuedMessage, QueuedRecipient
 from posthouse.services.alert_text import format_mail, format_notice
 
 SEND_SECONDS: Final = 300.0
@@ -192,7 +185,7 @@ class Courier:
 
 
 class _Letter:
-    """One mail as a `ports.WorkSource`: given once, its result kept."""
+    """One mail as a `ports_relay.WorkSource`: given once, its result kept."""
 
     def __init__(self, to: str, octets: bytes, now_us: int) -> None:
         local, _, domain = to.rpartition("@")
@@ -215,22 +208,22 @@ class _Letter:
         self._result: asyncio.Future[RecipientResult] = asyncio.get_running_loop().create_future()
 
     def next_transaction(self) -> Transaction | None:
-        """See `ports.WorkSource`."""
+        """See `ports_relay.WorkSource`."""
         transaction, self._transaction = self._transaction, None
         return transaction
 
     def finished(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:  # noqa: ARG002
-        """See `ports.WorkSource`."""
+        """See `ports_relay.WorkSource`."""
         if not self._result.done():
             self._result.set_result(results[0])
 
     def returned(self, transaction: Transaction, *, why: str, after_dot: bool) -> None:  # noqa: ARG002
-        """See `ports.WorkSource`."""
+        """See `ports_relay.WorkSource`."""
         if not self._result.done():
             self._result.set_exception(NextHopFailure(why, stage="session"))
 
     def auth_answered(self, credentials: Credentials, *, code: int, text: str) -> None:
-        """See `ports.WorkSource`; this mail is under no agreement."""
+        """See `ports_relay.WorkSource`; this mail is under no agreement."""
 
     async def wait_result(self, session: Session) -> RecipientResult:
         """The contact's MX has answered. Raises NextHopFailure when it went away instead."""

@@ -21,8 +21,8 @@ import msgspec
 from posthouse.log_sink import clean
 from posthouse.mail.queueid import format_queue_id
 from posthouse.mail.trace import format_date
-from posthouse.ports import QueuedMessage, State
 from posthouse.ports_alerts import Notice, StoredAlert
+from posthouse.ports_spool import QueuedMessage, State
 
 MAX_TEXT: Final = 300
 """Characters of a line that come from elsewhere; a mail line has room for 998 octets."""

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 from posthouse.domain.nexthop import is_fetched
 from posthouse.log_sink import clean
-from posthouse.ports import DomainTotals
 from posthouse.ports_alerts import Alert, AlertKind
 from posthouse.ports_publish import PublishedDomain
+from posthouse.ports_spool import DomainTotals
 from posthouse.services.alert_text import tell
 
 DAY_US: Final = 86_400_000_000

@@ -16,8 +16,8 @@ from typing import Final, TypeVar
 
 from posthouse import observe
 from posthouse.errors import StorageError, TellingFailed
-from posthouse.ports import QueuedMessage
 from posthouse.ports_alerts import AlertStore, HeldKey
+from posthouse.ports_spool import QueuedMessage
 from posthouse.services.alert_text import HeldRow, format_digest, held_rows
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from posthouse import observe
 from posthouse.errors import AddressError
 from posthouse.mail.address import normalize_domain
 from posthouse.mail.reply import Reply
-from posthouse.ports import Target
+from posthouse.ports_relay import Target
 from posthouse.ports_session import SessionFacts
 
 QUIET_US: Final = 10_000_000

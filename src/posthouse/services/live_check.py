@@ -32,9 +32,9 @@ from posthouse.domain.live_check import (
 )
 from posthouse.errors import StorageError
 from posthouse.mail.address import quote_local_part
-from posthouse.ports import Target
 from posthouse.ports_drain import NextHopStates
 from posthouse.ports_live import LiveCache
+from posthouse.ports_relay import Target
 from posthouse.ports_standby import PrimaryConnector
 from posthouse.services.live_primary import LivePrimary
 from posthouse.services.relay_settings import Condition

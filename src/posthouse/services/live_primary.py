@@ -29,7 +29,7 @@ from posthouse.domain.live_check import (
 from posthouse.errors import NextHopFailure
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
-from posthouse.ports import Target
+from posthouse.ports_relay import Target
 from posthouse.ports_standby import PrimaryConnector, PrimarySession
 
 MAX_SESSIONS: Final = 2

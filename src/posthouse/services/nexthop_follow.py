@@ -16,7 +16,7 @@ from typing import Final
 
 from posthouse import observe
 from posthouse.domain.drain import Health
-from posthouse.ports import Connector, Resolver
+from posthouse.ports_dns import Resolver
 from posthouse.ports_drain import (
     DrainLine,
     Experience,
@@ -30,6 +30,7 @@ from posthouse.ports_drain import (
     Retry,
     Told,
 )
+from posthouse.ports_relay import Connector
 from posthouse.services.nexthop_entry import RECENT_US
 from posthouse.services.nexthops import NextHopBoard
 from posthouse.services.relay_ledger import Later, Timer

@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from posthouse.ports import Connector, Resolver
+from posthouse.ports_dns import Resolver
+from posthouse.ports_relay import Connector
 from posthouse.services.relay_ledger import Later
 from posthouse.services.relay_settings import RelaySettings
 

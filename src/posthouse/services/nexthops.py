@@ -24,8 +24,9 @@ from typing import Any, Final
 from posthouse import observe
 from posthouse.domain.drain import Event, Health, State, after_restart
 from posthouse.errors import StorageError
-from posthouse.ports import Connector, Resolver
+from posthouse.ports_dns import Resolver
 from posthouse.ports_drain import Experience, Follower, NextHopBook, NextHopRecord, NextHopView
+from posthouse.ports_relay import Connector
 from posthouse.services.nexthop_entry import Entry
 from posthouse.services.nexthop_means import BoardMeans
 from posthouse.services.relay_ledger import Later

@@ -28,7 +28,7 @@ from posthouse.domain.verdict import Verdict
 from posthouse.errors import NextHopFailure
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
-from posthouse.ports import Target
+from posthouse.ports_relay import Target
 from posthouse.ports_session import OpenLetter, SessionFacts
 from posthouse.ports_standby import PrimaryConnector, PrimarySession
 

@@ -25,8 +25,8 @@ import msgspec
 from posthouse import observe
 from posthouse.domain.verdict import Verdict
 from posthouse.errors import StorageError
-from posthouse.ports import Spool
 from posthouse.ports_quota import Usage, UsageBoard
+from posthouse.ports_spool import Spool
 
 LOOK_SECONDS: Final = 1.0
 COUNT_SECONDS: Final = 30.0

@@ -14,13 +14,13 @@ from typing import Protocol
 
 from posthouse import observe
 from posthouse.domain import verdict
+from posthouse.domain.finding import Answer, Finding
 from posthouse.errors import StorageError
 from posthouse.mail import trace
 from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id
 from posthouse.mail.reply import Reply
-from posthouse.ports import Answer, Finding, Incoming, Spool
 from posthouse.ports_quota import QuotaGate
 from posthouse.ports_session import (
     Accepted,
@@ -31,10 +31,11 @@ from posthouse.ports_session import (
     SessionFacts,
     WrapLetter,
 )
+from posthouse.ports_spool import Incoming, Spool
 
 
 class Directories(Protocol):
-    """Who exists in every backed-up domain (ports.RecipientDirectory, one a domain)."""
+    """Who exists in every backed-up domain (ports_recipients.RecipientDirectory, one a domain)."""
 
     def find(
         self, domain: str, local_part: str, network: str = ""

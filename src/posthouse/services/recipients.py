@@ -20,10 +20,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from posthouse import observe
+from posthouse.domain.finding import Answer, Finding
 from posthouse.errors import ConfigError, StorageError
-from posthouse.ports import (
-    Answer,
-    Finding,
+from posthouse.ports_recipients import (
     Fingerprint,
     RecipientDirectory,
     RecipientListFacts,

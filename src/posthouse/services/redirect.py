@@ -22,7 +22,7 @@ from posthouse.errors import BodyDamaged
 from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id, time_us_of
-from posthouse.ports import OperatorAction, QueuedMessage, Selection, Spool
+from posthouse.ports_spool import OperatorAction, QueuedMessage, Selection, Spool
 
 PIECE_BYTES: Final = 256 * 1024
 _PAGE: Final = 100

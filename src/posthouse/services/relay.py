@@ -29,9 +29,11 @@ import msgspec
 from posthouse import observe
 from posthouse.domain.drain import State
 from posthouse.errors import StorageError
-from posthouse.ports import Connector, QueuedMessage, Resolver, Spool
 from posthouse.ports_agreements import AgreementSecrets
+from posthouse.ports_dns import Resolver
 from posthouse.ports_drain import NextHopAuthority
+from posthouse.ports_relay import Connector
+from posthouse.ports_spool import QueuedMessage, Spool
 from posthouse.services.nexthops import NextHopBoard
 from posthouse.services.relay_ledger import Later, Ledger, Timer
 from posthouse.services.relay_means import Means

@@ -15,16 +15,8 @@ from posthouse.domain.replies import Effect, Fate, Meaning, classify_reply, dsn_
 from posthouse.domain.schedule import delay_us
 from posthouse.mail.credentials import Credentials
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import (
-    Outcome,
-    QueuedMessage,
-    QueuedRecipient,
-    RecipientResult,
-    Session,
-    Settlement,
-    Target,
-    Transaction,
-)
+from posthouse.ports_relay import RecipientResult, Session, Target, Transaction
+from posthouse.ports_spool import Outcome, QueuedMessage, QueuedRecipient, Settlement
 from posthouse.services.relay_evidence import Evidence
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import ReadyQueue
@@ -55,7 +47,7 @@ class Owner(Protocol):
 
 
 class Lane:
-    """One session's `ports.WorkSource`.
+    """One session's `ports_relay.WorkSource`.
 
     resting: it asked for work and there was none. outstanding: transactions
     given and not ended. served: recipients accepted over it; refused: for good.
@@ -113,7 +105,7 @@ class Lane:
             self.session.quit()
 
     def next_transaction(self) -> Transaction | None:
-        """See `ports.WorkSource`."""
+        """See `ports_relay.WorkSource`."""
         # Before `session` is set the route has not welcomed it and may yet give it up.
         if self.session is None or self.leaving:
             return None
@@ -152,7 +144,7 @@ class Lane:
         return transaction
 
     def finished(self, transaction: Transaction, results: Sequence[RecipientResult]) -> None:
-        """See `ports.WorkSource`."""
+        """See `ports_relay.WorkSource`."""
         self.outstanding -= 1
         self.still_ticks = 0
         owner = self.owner
@@ -184,7 +176,7 @@ class Lane:
             self.owner.queue.forget_body(transaction)
 
     def returned(self, transaction: Transaction, *, why: str, after_dot: bool) -> None:
-        """See `ports.WorkSource`."""
+        """See `ports_relay.WorkSource`."""
         self.outstanding -= 1
         owner, evidence = self.owner, self._evidence
         message = transaction.message
@@ -202,7 +194,7 @@ class Lane:
         owner.queue.forget_body(transaction)
 
     def auth_answered(self, credentials: Credentials, *, code: int, text: str) -> None:
-        """See `ports.WorkSource`."""
+        """See `ports_relay.WorkSource`."""
         self.owner.means.vouching.answered(self.target, credentials, code, text)
 
     def _settle(

@@ -18,7 +18,7 @@ import msgspec
 from posthouse import observe
 from posthouse.errors import StorageError
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import Outcome, QueuedMessage, Settlement, Spool
+from posthouse.ports_spool import Outcome, QueuedMessage, Settlement, Spool
 
 MAX_UNSETTLED: Final = 5000
 """Outcomes that may wait for a slow or broken disk before sending pauses: what a crash

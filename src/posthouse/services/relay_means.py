@@ -8,7 +8,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from posthouse import observe
-from posthouse.ports import Connector, Resolver, Spool
+from posthouse.ports_dns import Resolver
+from posthouse.ports_relay import Connector
+from posthouse.ports_spool import Spool
 from posthouse.services.relay_ledger import Later, Ledger
 from posthouse.services.relay_settings import RelaySettings
 from posthouse.services.relay_vouching import Vouching

@@ -19,7 +19,7 @@ from posthouse import observe
 from posthouse.domain.drain import SurgeGuard
 from posthouse.domain.pace import Pace
 from posthouse.errors import NextHopFailure
-from posthouse.ports import Session, SessionEnd, Target, Transaction
+from posthouse.ports_relay import Session, SessionEnd, Target, Transaction
 from posthouse.services.relay_evidence import Evidence
 from posthouse.services.relay_lane import Lane
 from posthouse.services.relay_leader import Leader

@@ -23,7 +23,8 @@ from typing import Final
 from posthouse import observe
 from posthouse.domain.pace import NEVER_US, Pace
 from posthouse.errors import StorageError
-from posthouse.ports import Claim, Cursor, QueuedMessage, Transaction
+from posthouse.ports_relay import Transaction
+from posthouse.ports_spool import Claim, Cursor, QueuedMessage
 from posthouse.services.relay_ledger import Key, Timer
 from posthouse.services.relay_means import Means
 

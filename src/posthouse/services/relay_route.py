@@ -21,8 +21,8 @@ from posthouse.domain.drain import Event, Health, State, SurgeGuard, move
 from posthouse.domain.nexthop import HostPort, is_fetched, quick_probe_delay_us
 from posthouse.domain.pace import Pace
 from posthouse.errors import StorageError
-from posthouse.ports import QueuedMessage
 from posthouse.ports_drain import Experience, NextHopAuthority, Order
+from posthouse.ports_spool import QueuedMessage
 from posthouse.services.relay_ledger import Timer
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_pool import SessionPool

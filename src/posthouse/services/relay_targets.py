@@ -17,7 +17,8 @@ from posthouse.domain.mxplan import (
 )
 from posthouse.domain.nexthop import HostPort
 from posthouse.errors import DnsTemporary, NextHopFailure
-from posthouse.ports import Resolver, Target
+from posthouse.ports_dns import Resolver
+from posthouse.ports_relay import Target
 from posthouse.services.relay_settings import RelaySettings
 
 

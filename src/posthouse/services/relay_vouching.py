@@ -24,8 +24,9 @@ from typing import Final, TypeVar
 
 from posthouse import observe
 from posthouse.mail.credentials import Credentials
-from posthouse.ports import QueuedMessage, Target
 from posthouse.ports_agreements import AgreementSecrets
+from posthouse.ports_relay import Target
+from posthouse.ports_spool import QueuedMessage
 
 LONG_US: Final = 900_000_000
 SHORT_US: Final = 60_000_000

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from posthouse.domain.nexthop import patience_seconds
 from posthouse.domain.replies import Effect, classify_reply
 from posthouse.errors import NextHopFailure
-from posthouse.ports import Session, Target
+from posthouse.ports_relay import Session, Target
 from posthouse.services.relay_lane import Lane
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_targets import Failures

@@ -14,7 +14,7 @@ from typing import Any, Final
 from posthouse import observe
 from posthouse.errors import StorageError
 from posthouse.mail.wire_text import format_time
-from posthouse.ports import Fingerprint, RecipientDirectory
+from posthouse.ports_recipients import Fingerprint, RecipientDirectory
 from posthouse.ports_roster import RosterDirectory, RosterKeys, RosterShelf, SlowLookUps
 from posthouse.services.aside import run_aside
 

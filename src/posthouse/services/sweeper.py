@@ -21,7 +21,7 @@ from typing import Final
 from posthouse import observe
 from posthouse.errors import StorageError
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import QueuedMessage, Spool
+from posthouse.ports_spool import QueuedMessage, Spool
 
 BATCH: Final = 500  # recipients moved in one call: tens of milliseconds of the writer's time
 INTERVAL_SECONDS: Final = 600.0

@@ -18,7 +18,7 @@ from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.verdict import UNVOUCHED
 from posthouse.errors import AddressError, StorageError
 from posthouse.mail.address import parse_path
-from posthouse.ports import OperatorAction, QueuedRecipient, Selection, Spool, State
+from posthouse.ports_spool import OperatorAction, QueuedRecipient, Selection, Spool, State
 
 LOOK_EVERY_SECONDS: Final = 60.0
 _PAGE: Final = 200

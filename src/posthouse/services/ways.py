@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from posthouse.domain.mxplan import Shuffle
 from posthouse.domain.nexthop import next_hop_key
-from posthouse.ports import Resolver, Target
+from posthouse.ports_dns import Resolver
+from posthouse.ports_relay import Target
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 from posthouse.services.relay_targets import find_way
 

@@ -33,8 +33,8 @@ from posthouse import observe
 from posthouse.domain.agreement import AgreementView, End, EndedBy, Standing, State
 from posthouse.domain.recipients import Fold, fold_both
 from posthouse.errors import StorageBroken
-from posthouse.ports import Fingerprint
 from posthouse.ports_agreements import FoundAgreement
+from posthouse.ports_recipients import Fingerprint
 from posthouse.storage.book_file import open_book_to_read, translate
 from posthouse.storage.whole_files import replace_file
 

@@ -33,9 +33,10 @@ from typing import Final
 
 import msgspec
 
+from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.recipients import DIGEST_BYTES, Fold, fold_both, make_digester
 from posthouse.errors import StorageBroken
-from posthouse.ports import Answer, Finding, RecipientListFacts
+from posthouse.ports_recipients import RecipientListFacts
 from posthouse.storage.whole_files import replace_file
 
 _MAGIC: Final = b"posthouse-recipients 1\n"

@@ -1,4 +1,4 @@
-"""From the operator's text file to the index in force. `RecipientIndexes`: `ports.RecipientLists`.
+"""From the operator's text file to the index in force (`ports_recipients.RecipientLists`).
 
 The text is read as a stream: ten million addresses need 160 MB while the index
 is built and nothing afterwards. What cannot be read without a doubt changes
@@ -15,7 +15,7 @@ from typing import Final
 
 from posthouse.domain.recipients import MAX_LINE_LENGTH, RecipientFile
 from posthouse.errors import ConfigError, StorageBroken
-from posthouse.ports import Fingerprint, RecipientListFacts
+from posthouse.ports_recipients import Fingerprint, RecipientListFacts
 from posthouse.storage.recipient_index import IndexBuilder, IndexDirectory
 from posthouse.storage.whole_files import (
     domain_file_name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from posthouse.errors import StorageBroken
-from posthouse.ports import Fingerprint
+from posthouse.ports_recipients import Fingerprint
 from posthouse.ports_roster import Fetched, RosterIntake
 from posthouse.storage.whole_files import make_fingerprint
 

@@ -27,7 +27,7 @@ import msgspec
 
 from posthouse.domain.roster import Arrival, History, judge_arrival
 from posthouse.errors import RosterRefused, StorageBroken, StorageError
-from posthouse.ports import Fingerprint
+from posthouse.ports_recipients import Fingerprint
 from posthouse.ports_roster import (
     RosterFacts,
     RosterIntake,

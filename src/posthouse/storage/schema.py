@@ -64,7 +64,7 @@ CREATE TABLE message (
     sender TEXT NOT NULL
 );
 
--- state as in ports.State; due_us of a held row: since when it is held;
+-- state as in ports_spool.State; due_us of a held row: since when it is held;
 -- kept_us NULL: counts from reception (queue_id >> 8).
 CREATE TABLE recipient (
     queue_id INTEGER NOT NULL,

@@ -1,4 +1,4 @@
-"""The embedded spool: one shard in one directory (see `ports.Spool` for its promises).
+"""The embedded spool: one shard in one directory (see `ports_spool.Spool` for its promises).
 
 Who does what::
 
@@ -27,7 +27,7 @@ from posthouse import observe
 from posthouse.errors import BodyDamaged, StorageBroken, StorageError
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.queueid import format_queue_id, make_queue_id
-from posthouse.ports import (
+from posthouse.ports_spool import (
     AcceptListener,
     Claim,
     Cursor,
@@ -65,7 +65,7 @@ _ACT_AT_ONCE = 1000
 
 
 class EmbeddedSpool:
-    """See `ports.Spool`. Made by `open`; methods on the event loop it was opened in."""
+    """See `ports_spool.Spool`. Made by `open`; methods on the event loop it was opened in."""
 
     def __init__(
         self, opened: Opened, shard: int, settings: SpoolSettings, clock_us: Callable[[], int]

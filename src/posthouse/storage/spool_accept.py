@@ -7,7 +7,7 @@ import asyncio
 from posthouse.errors import StorageError
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.queueid import time_us_of
-from posthouse.ports import QueuedMessage, QueuedRecipient
+from posthouse.ports_spool import QueuedMessage, QueuedRecipient
 
 
 class Accept:

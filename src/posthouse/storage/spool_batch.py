@@ -12,7 +12,7 @@ import apsw
 
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.queueid import time_us_of
-from posthouse.ports import Outcome, Settlement, State
+from posthouse.ports_spool import Outcome, Settlement, State
 from posthouse.storage import schema
 from posthouse.storage.segments import HEADER_BYTES
 from posthouse.storage.spool_clock import DueClock

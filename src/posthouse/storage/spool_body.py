@@ -13,7 +13,7 @@ from posthouse.storage.segments import HEADER_BYTES, Header, Place
 
 
 class EmbeddedBody:
-    """See `ports.Body`. Owns its descriptor: the file may be unlinked meanwhile."""
+    """See `ports_spool.Body`. Owns its descriptor: the file may be unlinked meanwhile."""
 
     def __init__(self, fd: int, place: Place, header: Header, threads: ThreadPoolExecutor) -> None:
         self._fd = fd

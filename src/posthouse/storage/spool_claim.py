@@ -14,7 +14,7 @@ import apsw
 from posthouse import observe
 from posthouse.errors import StorageBroken
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import Claim, Cursor, QueuedMessage
+from posthouse.ports_spool import Claim, Cursor, QueuedMessage
 from posthouse.storage.segments import Place
 from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_reader import (
@@ -70,7 +70,7 @@ class Claimer:
     def claim(
         self, domain: str, after: Cursor | None, now_us: int, max_messages: int, max_bytes: int
     ) -> tuple[Claim, list[Damaged]]:
-        """See `ports.Spool.claim`; what is damaged is left out and named. Raises StorageBroken."""
+        """See `Spool.claim`; what is damaged is left out and named. Raises StorageBroken."""
         limit_us = self._due.limit(now_us)
         behind = (-1, -1, -1) if after is None else (after.due_us, after.queue_id, after.seq)
         damaged: list[Damaged] = []

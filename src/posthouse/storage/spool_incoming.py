@@ -126,7 +126,7 @@ class Spill:
 
 
 class EmbeddedIncoming:
-    """See `ports.Incoming`."""
+    """See `ports_spool.Incoming`."""
 
     __slots__ = (
         "_disk",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from posthouse.errors import StorageError
-from posthouse.ports import Outcome, Settlement
+from posthouse.ports_spool import Outcome, Settlement
 from posthouse.storage.spool_accept import Accept
 from posthouse.storage.spool_batch import Batch, Placed
 from posthouse.storage.spool_clock import DueClock

@@ -16,7 +16,7 @@ import apsw
 import msgspec
 
 from posthouse.mail.queueid import time_us_of
-from posthouse.ports import DomainTotals, QueuedMessage, Selection, State
+from posthouse.ports_spool import DomainTotals, QueuedMessage, Selection, State
 from posthouse.storage.segments import Place
 from posthouse.storage.spool_clock import DueClock
 from posthouse.storage.spool_reader import OctetReader, Piece, Row, build_message
@@ -71,7 +71,7 @@ class Listing:
         return json.loads(self._connection.execute(statement, values).get)
 
     def queued_domains(self, now_us: int) -> dict[str, int]:
-        """See `ports.Spool`. What a claim would give is due now, wherever the clock stands."""
+        """See `ports_spool.Spool`. What a claim would give is due now, wherever the clock is."""
         limit_us = self._due.limit(now_us)
         return {
             name: min(due_us, now_us) if due_us <= limit_us else due_us
@@ -79,7 +79,7 @@ class Listing:
         }
 
     def totals(self) -> list[DomainTotals]:
-        """See `ports.Spool`."""
+        """See `ports_spool.Spool`."""
         return [
             DomainTotals(
                 domain=name,
@@ -121,7 +121,7 @@ class Listing:
     def list_messages(
         self, selection: Selection, after: int | None, limit: int
     ) -> list[QueuedMessage]:
-        """See `ports.Spool`."""
+        """See `ports_spool.Spool`."""
         where, values = _conditions(selection)
         statement = (
             "SELECT json_group_array(queue_id) FROM (SELECT DISTINCT r.queue_id "

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import apsw
 
 from posthouse import observe
-from posthouse.ports import OperatorAction
+from posthouse.ports_spool import OperatorAction
 from posthouse.storage.spool_batch import Batch
 from posthouse.storage.spool_clock import DueClock
 

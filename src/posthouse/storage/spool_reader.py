@@ -22,7 +22,7 @@ import msgspec
 from posthouse.errors import BodyDamaged, StorageBroken
 from posthouse.mail.envelope import Client
 from posthouse.mail.queueid import format_queue_id, time_us_of
-from posthouse.ports import Cursor, QueuedMessage, QueuedRecipient, State
+from posthouse.ports_spool import Cursor, QueuedMessage, QueuedRecipient, State
 from posthouse.storage.segments import (
     HEADER_BYTES,
     PRIVATE,

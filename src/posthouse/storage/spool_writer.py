@@ -29,7 +29,7 @@ import apsw
 from posthouse import observe
 from posthouse.errors import StorageBroken, StorageError
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import Outcome, Settlement
+from posthouse.ports_spool import Outcome, Settlement
 from posthouse.storage import schema
 from posthouse.storage.segments import (
     HEADER_BYTES,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from posthouse.errors import StorageBroken, StorageFull
-from posthouse.ports import Fingerprint
+from posthouse.ports_recipients import Fingerprint
 
 _MAX_NAME: Final = 200  # of the 255 octets that a file name may have
 

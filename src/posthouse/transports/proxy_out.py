@@ -16,7 +16,8 @@ from typing import Final
 from posthouse.errors import NextHopFailure, TlsFailed
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
-from posthouse.ports import Target, TlsChannel
+from posthouse.ports_relay import Target
+from posthouse.ports_tls import TlsChannel
 from posthouse.proto.client_opening import TlsWish
 from posthouse.proto.lockstep_client import (
     Answered,

@@ -35,7 +35,7 @@ import dns.reversename
 
 from posthouse import observe
 from posthouse.errors import DnsTemporary
-from posthouse.ports import MxRecord
+from posthouse.ports_dns import MxRecord
 
 DNS_PORT: Final = 53
 MAX_POSITIVE_SECONDS: Final = 86_400.0  # RFC 8767 §4 allows 7 days; a move of servers should show
@@ -68,7 +68,7 @@ def parse_server(text: str) -> tuple[str, int]:
 
 
 class DnsResolver:
-    """`ports.Resolver` over the system's name servers or those given.
+    """`ports_dns.Resolver` over the system's name servers or those given.
 
     servers: None for /etc/resolv.conf, else see `parse_server`. lifetime_seconds:
     the most one question may take, all servers and retries included. clock:
@@ -91,7 +91,7 @@ class DnsResolver:
         self._asking: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
 
     async def find_mx(self, domain: str) -> Sequence[MxRecord] | None:
-        """See `ports.Resolver`."""
+        """See `ports_dns.Resolver`."""
         answer = await self._find(domain, "MX", self._homeward)
         if not answer.exists:
             return None
@@ -102,7 +102,7 @@ class DnsResolver:
         return tuple(records)
 
     async def find_addresses(self, host: str) -> Sequence[str]:
-        """See `ports.Resolver`. IPv4 first; an IP text is its own address."""
+        """See `ports_dns.Resolver`. IPv4 first; an IP text is its own address."""
         if _is_address(host):
             return (host,)
         if host == "localhost" or host.endswith(".localhost"):
@@ -124,7 +124,7 @@ class DnsResolver:
         return tuple(addresses)
 
     async def find_name(self, address: str) -> str | None:
-        """See `ports.Resolver`. Only names fit for a log or a header are returned."""
+        """See `ports_dns.Resolver`. Only names fit for a log or a header are returned."""
         try:
             wanted = ipaddress.ip_address(address)
             pointer = str(dns.reversename.from_address(address)).rstrip(".")

@@ -1,4 +1,4 @@
-"""SMTP towards a next hop: opens sessions and probes (`posthouse.ports.Connector`).
+"""SMTP towards a next hop: opens sessions and probes (`posthouse.ports_relay.Connector`).
 
 The protocol itself is `posthouse.proto.smtp_client`; this module and
 `smtp_out_session` with its parts move its octets. One coarse timer watches all sessions of a
@@ -22,7 +22,8 @@ from typing import Final
 
 from posthouse import observe
 from posthouse.errors import NextHopFailure
-from posthouse.ports import Body, Target, WorkSource
+from posthouse.ports_relay import Target, WorkSource
+from posthouse.ports_spool import Body
 from posthouse.proto.client_opening import TlsWish
 from posthouse.transports.smtp_out_session import HandshakeFailure, SmtpSession
 from posthouse.transports.tls import ClientTls, TlsMode

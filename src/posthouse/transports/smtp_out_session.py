@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from posthouse.errors import NextHopFailure
-from posthouse.ports import Body, SessionEnd, Target, WorkSource
+from posthouse.ports_relay import SessionEnd, Target, WorkSource
+from posthouse.ports_spool import Body
 from posthouse.proto.client_events import (
     AuthAnswered,
     ContentWanted,
@@ -42,7 +43,7 @@ class HandshakeFailure(NextHopFailure):
 
 
 class SmtpSession(asyncio.Protocol):
-    """See `posthouse.ports.Session`. Made and opened by `SmtpConnector`."""
+    """See `posthouse.ports_relay.Session`. Made and opened by `SmtpConnector`."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class SmtpSession(asyncio.Protocol):
         self._end: asyncio.Future[SessionEnd] = loop.create_future()
         self._when_gone: list[Callable[[SmtpSession], object]] = []
 
-    # ------------------------------------------------------------------ ports.Session
+    # ------------------------------------------------------------------ ports_relay.Session
 
     def poke(self) -> None:
         """Work may have come: ask the source again if idle. Harmless at any time."""

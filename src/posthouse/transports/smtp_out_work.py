@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from posthouse.errors import BodyDamaged, StorageError
-from posthouse.ports import Body, RecipientResult, Transaction, WorkSource
+from posthouse.ports_relay import RecipientResult, Transaction, WorkSource
+from posthouse.ports_spool import Body
 from posthouse.proto.client_envelope import LocalRefusal
 from posthouse.proto.client_events import ContentWanted, Returned, Settled
 from posthouse.proto.smtp_client import ClientSession

@@ -26,7 +26,7 @@ _READ_BYTES: Final = 65536  # several records a turn; what is fed bounds what co
 
 
 class MemoryTls:
-    """One TLS connection over memory; see `posthouse.ports.TlsChannel`."""
+    """One TLS connection over memory; see `posthouse.ports_tls.TlsChannel`."""
 
     __slots__ = ("_incoming", "_outgoing", "_ssl", "_waits_to_be_fed", "eof", "established")
 
@@ -118,7 +118,7 @@ class MemoryTls:
 
 
 class TlsServer:
-    """Makes server-side channels from the certificate in force; see `posthouse.ports.TlsServer`.
+    """Makes server-side channels from the certificate in force; `ports_tls.TlsServer`.
 
     Raises ConfigError when the files cannot be used.
     """

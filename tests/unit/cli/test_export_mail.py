@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from posthouse.cli.export_mail import Maildir, Mbox, format_mbox, quote_from, with_lf
 from posthouse.mail.envelope import Client
-from posthouse.ports import QueuedMessage
+from posthouse.ports_spool import QueuedMessage
 
 HEADER = b"X-Posthouse-Id: x\r\nSubject: s\r\n\r\n"
 

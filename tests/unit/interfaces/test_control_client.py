@@ -12,7 +12,7 @@ from posthouse.interfaces.control import ControlDesk, ControlDoor
 from posthouse.interfaces.control_client import DeskSilent, WorkerDesk
 from posthouse.interfaces.control_wire import WorkerStatus
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import OperatorAction, Selection
+from posthouse.ports_spool import OperatorAction, Selection
 
 
 async def fill(spool: MemorySpool, count: int) -> None:

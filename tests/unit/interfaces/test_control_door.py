@@ -37,7 +37,7 @@ from posthouse.interfaces.control_wire import (
     encode_line,
 )
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import OperatorAction, Selection, State
+from posthouse.ports_spool import OperatorAction, Selection, State
 
 CLIENT = Client(address="192.0.2.7", port=4711)
 

@@ -16,7 +16,7 @@ from fakes.open_door import SlowSpool, first_session, open_door, stored, talk, u
 from fakes.resolver import FakeResolver
 from posthouse.errors import StorageBroken, StorageFull
 from posthouse.interfaces.smtp_door import SmtpDoor
-from posthouse.ports import Selection
+from posthouse.ports_spool import Selection
 from posthouse.proto.server_events import ServerLimits
 from posthouse.transports.tls import TlsServer as RealTlsServer
 

@@ -15,13 +15,14 @@ from fakes.memory_spool import MemorySpool
 from fakes.open_door import SlowSpool, Talker, first_session, open_door, stored, talk, until
 from fakes.server_owner import DictDirectories, make_reception
 from posthouse import observe
+from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.verdict import UNVOUCHED, Verdict, WhenUnknown
 from posthouse.errors import StorageBroken
 from posthouse.mail.address import Mailbox
 from posthouse.mail.envelope import Client, Envelope
 from posthouse.mail.reply import Reply
-from posthouse.ports import Answer, Finding, Selection, State
 from posthouse.ports_session import Accepted, OpenLetter, SessionFacts
+from posthouse.ports_spool import Selection, State
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.reception import Reception
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes.work_source import make_transaction
-from posthouse.ports import QueuedMessage, QueuedRecipient
+from posthouse.ports_spool import QueuedMessage, QueuedRecipient
 from posthouse.proto.client_envelope import EnvelopeCommands, LocalRefusal, format_envelope
 from posthouse.proto.client_extensions import Extensions, parse_extensions
 from posthouse.proto.replies_in import PeerReply

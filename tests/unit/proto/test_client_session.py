@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.work_source import make_transaction
-from posthouse.ports import Transaction
+from posthouse.ports_relay import Transaction
 from posthouse.proto.client_events import (
     Awaited,
     ContentWanted,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posthouse.ports import DomainTotals
+from posthouse.ports_spool import DomainTotals
 from posthouse.services import conditions
 from posthouse.services.conditions import DAY_US, Hop
 

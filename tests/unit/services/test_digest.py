@@ -11,7 +11,7 @@ from fakes.memory_spool import MemorySpool
 from posthouse.errors import TellingFailed
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import (
+from posthouse.ports_spool import (
     OperatorAction,
     Outcome,
     QueuedMessage,

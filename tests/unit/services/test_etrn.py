@@ -8,7 +8,7 @@ import pytest
 
 from fakes.memory_spool import MemorySpool
 from fakes.open_door import open_door, talk
-from posthouse.ports import Target
+from posthouse.ports_relay import Target
 from posthouse.ports_session import SessionFacts
 from posthouse.proto.server_events import ServerLimits
 from posthouse.services.etrn import QUIET_US, EtrnDesk

@@ -15,9 +15,9 @@ from fakes.https_stage import write_certificate
 from fakes.open_door import Talker, stored, until
 from fakes.scripted_peer import DROP, STALL, Answer, ScriptedPeer
 from fakes.standby_world import PROXY, bodies, client_of, world
+from posthouse.domain.finding import Answer as Found
+from posthouse.domain.finding import Finding
 from posthouse.domain.verdict import Verdict
-from posthouse.ports import Answer as Found
-from posthouse.ports import Finding
 from posthouse.transports.tls import TlsServer
 
 

@@ -9,7 +9,7 @@ from fakes.memory_spool import MemorySpool
 from posthouse.domain.verdict import RECIPIENT_OK, Verdict
 from posthouse.errors import StorageBroken
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import OperatorAction, Selection
+from posthouse.ports_spool import OperatorAction, Selection
 from posthouse.services.quota import Limit, Quotas
 from posthouse.storage.usage_files import UsageFiles
 

@@ -14,7 +14,7 @@ import pytest
 from fakes.directory import finding_in, finding_of
 from fakes.looks import Looks
 from posthouse import observe
-from posthouse.ports import Finding
+from posthouse.domain.finding import Finding
 from posthouse.services.recipients import Directories, Publisher
 from posthouse.storage.recipient_lists import RecipientIndexes
 

@@ -12,8 +12,9 @@ from fakes.connector import FakeSession, accept, answer_with, refusing, unreacha
 from fakes.relay_world import PRIMARY, World, fixed
 from fakes.timers import turn_over
 from posthouse.domain.drain import State
-from posthouse.ports import QueuedRecipient, RecipientResult, Transaction
-from posthouse.ports import State as RowState
+from posthouse.ports_relay import RecipientResult, Transaction
+from posthouse.ports_spool import QueuedRecipient
+from posthouse.ports_spool import State as RowState
 from posthouse.services.relay_settings import RelaySettings
 
 SETTINGS = RelaySettings(own_names=frozenset({"mx2.example.net"}), concurrency=8)

@@ -11,7 +11,7 @@ from fakes.connector import accept, answer_with, refusing
 from fakes.relay_world import OTHER, PRIMARY, World, fixed
 from fakes.timers import turn_over
 from posthouse.errors import StorageBroken
-from posthouse.ports import OperatorAction, Outcome, Selection, Settlement
+from posthouse.ports_spool import OperatorAction, Outcome, Selection, Settlement
 from posthouse.services.relay_settings import RelaySettings
 
 SETTINGS = RelaySettings(own_names=frozenset({"mx2.example.net"}), concurrency=4)

@@ -27,8 +27,8 @@ from fakes.scripted_peer import DRIP, DROP, RESET, STALL, Answer, ScriptedPeer
 from posthouse.domain.drain import State
 from posthouse.domain.nexthop import HostPort, next_hop_key
 from posthouse.mail.envelope import Envelope, Recipient
-from posthouse.ports import OperatorAction, Selection
-from posthouse.ports import State as RowState
+from posthouse.ports_spool import OperatorAction, Selection
+from posthouse.ports_spool import State as RowState
 from posthouse.services import nexthop_probe, relay_queue, relay_walk
 from posthouse.services.relay import Relay
 from posthouse.services.relay_settings import RelaySettings, RouteSettings

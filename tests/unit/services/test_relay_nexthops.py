@@ -12,7 +12,7 @@ from fakes.resolver import FakeResolver
 from fakes.timers import turn_over
 from posthouse.domain.drain import State
 from posthouse.domain.nexthop import WAITS, HostPort
-from posthouse.ports import SessionEnd, Target
+from posthouse.ports_relay import SessionEnd, Target
 from posthouse.services import relay_walk
 from posthouse.services.relay_settings import RelaySettings, RouteSettings
 

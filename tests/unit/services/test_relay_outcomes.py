@@ -11,7 +11,8 @@ from fakes.relay_world import PRIMARY, World, fixed
 from fakes.timers import turn_over
 from posthouse import observe
 from posthouse.domain.drain import State as HopState
-from posthouse.ports import RecipientResult, SessionEnd, State, Transaction
+from posthouse.ports_relay import RecipientResult, SessionEnd, Transaction
+from posthouse.ports_spool import State
 from posthouse.services.relay_settings import RelaySettings
 
 RETRY_US = (60_000_000, 300_000_000)

@@ -9,7 +9,8 @@ from fakes.relay_world import PRIMARY, World, fixed
 from fakes.timers import Timers, turn_over
 from fakes.work_source import make_transaction
 from posthouse.mail.credentials import Credentials
-from posthouse.ports import QueuedMessage, SessionEnd, Target
+from posthouse.ports_relay import SessionEnd, Target
+from posthouse.ports_spool import QueuedMessage
 from posthouse.services.relay_settings import RelaySettings
 from posthouse.services.relay_vouching import LONG_US, SHORT_US, Vouching
 

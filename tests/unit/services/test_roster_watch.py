@@ -17,7 +17,7 @@ from fakes.rosters import make_roster
 from fakes.vectors import DAMAGED, DELTA, DOMAIN, ROSTER, VECTORS
 from posthouse.domain.finding import Finding
 from posthouse.errors import RosterRefused
-from posthouse.ports import RecipientDirectory
+from posthouse.ports_recipients import RecipientDirectory
 from posthouse.ports_roster import RosterNote
 from posthouse.services.look_ups import LookUpPool
 from posthouse.services.roster_watch import RosterWatch

@@ -10,7 +10,7 @@ from fakes.relay_world import MX, World
 from fakes.timers import turn_over
 from posthouse import observe
 from posthouse.errors import StorageBroken
-from posthouse.ports import State
+from posthouse.ports_spool import State
 from posthouse.services.sweeper import Sweeper
 
 DAY_US = 86_400_000_000

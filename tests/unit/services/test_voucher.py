@@ -11,7 +11,7 @@ from fakes.memory_spool import MemorySpool
 from posthouse.domain.finding import Answer, Finding
 from posthouse.domain.verdict import UNVOUCHED
 from posthouse.mail.envelope import Client, Envelope, Recipient
-from posthouse.ports import Outcome, Selection, Settlement, State
+from posthouse.ports_spool import Outcome, Selection, Settlement, State
 from posthouse.services import voucher as voucher_module
 from posthouse.services.voucher import Voucher
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from posthouse.domain.finding import Finding
 from posthouse.domain.recipients import DIGEST_BYTES, Fold, make_digester
 from posthouse.errors import StorageBroken
-from posthouse.ports import Finding, Fingerprint, RecipientListFacts
+from posthouse.ports_recipients import Fingerprint, RecipientListFacts
 from posthouse.storage.recipient_index import IndexBuilder, IndexDirectory
 
 FACTS = RecipientListFacts(

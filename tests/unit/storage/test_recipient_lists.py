@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from posthouse.domain.finding import Finding
 from posthouse.errors import ConfigError, StorageBroken
-from posthouse.ports import Finding, RecipientListFacts
+from posthouse.ports_recipients import RecipientListFacts
 from posthouse.storage.recipient_lists import RecipientIndexes, check_recipients
 
 

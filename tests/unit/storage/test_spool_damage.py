@@ -11,7 +11,7 @@ import pytest
 from fakes.failing_disk import T0, Ticks, accept, everything, open_spool, read_body
 from posthouse.errors import BodyDamaged, StorageError
 from posthouse.mail.queueid import make_queue_id
-from posthouse.ports import (
+from posthouse.ports_spool import (
     Claim,
     Cursor,
     OperatorAction,

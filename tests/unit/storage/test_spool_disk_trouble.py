@@ -25,7 +25,7 @@ from fakes.failing_disk import (
     small_settings,
 )
 from posthouse.errors import StorageBroken, StorageError, StorageFull
-from posthouse.ports import Claim, Outcome, Settlement
+from posthouse.ports_spool import Claim, Outcome, Settlement
 from posthouse.storage import schema
 from posthouse.storage.spool import EmbeddedSpool
 from posthouse.storage.spool_batch import Batch

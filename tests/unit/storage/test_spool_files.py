@@ -23,7 +23,7 @@ from fakes.failing_disk import (
 from posthouse.errors import StorageBroken, StorageBusy
 from posthouse.mail.envelope import Envelope, Recipient
 from posthouse.mail.queueid import format_queue_id
-from posthouse.ports import OperatorAction, Outcome, Selection, Settlement
+from posthouse.ports_spool import OperatorAction, Outcome, Selection, Settlement
 from posthouse.storage import schema
 from posthouse.storage.segments import Layout
 from posthouse.storage.spool import EmbeddedSpool

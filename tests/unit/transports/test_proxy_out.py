@@ -14,7 +14,7 @@ from fakes.raw_peer import raw_peer
 from fakes.scripted_peer import DRIP, DROP, RESET, STALL, Answer, ScriptedPeer
 from posthouse.errors import NextHopFailure
 from posthouse.mail.envelope import Recipient
-from posthouse.ports import Target
+from posthouse.ports_relay import Target
 from posthouse.transports.proxy_out import ProxyConnector, ProxySession
 from posthouse.transports.smtp_out import OutSettings
 from posthouse.transports.tls import TlsMode

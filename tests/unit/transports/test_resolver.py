@@ -9,7 +9,7 @@ import pytest
 
 from peers.dns import DnsResponder
 from posthouse.errors import DnsTemporary
-from posthouse.ports import MxRecord
+from posthouse.ports_dns import MxRecord
 from posthouse.transports.resolver import DnsResolver, parse_server
 
 

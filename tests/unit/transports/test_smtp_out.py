@@ -10,9 +10,10 @@ import pytest
 from fakes.raw_peer import raw_peer
 from fakes.scripted_peer import ScriptedPeer
 from fakes.work_source import ListSource, make_transaction
-from posthouse import ports
+from posthouse import ports_relay
 from posthouse.errors import NextHopFailure
-from posthouse.ports import Body, Target
+from posthouse.ports_relay import Target
+from posthouse.ports_spool import Body
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 
 MakeConnector = Callable[..., SmtpConnector]
@@ -36,7 +37,7 @@ async def connector() -> AsyncIterator[SmtpConnector]:
 
 def test_it_is_what_the_port_asks_for(connector: SmtpConnector) -> None:
     """The connector and its sessions have the shape the relay relies on."""
-    made: ports.Connector = connector
+    made: ports_relay.Connector = connector
     assert made is connector
 
 
@@ -107,11 +108,11 @@ async def test_a_source_may_poke_and_quit_from_inside(connector: SmtpConnector) 
     """Calls back into the session while it calls the source are harmless."""
 
     class Eager(ListSource):
-        def next_transaction(self) -> ports.Transaction | None:
+        def next_transaction(self) -> ports_relay.Transaction | None:
             session.poke()
             return super().next_transaction()
 
-        def finished(self, transaction: ports.Transaction, results: object) -> None:
+        def finished(self, transaction: ports_relay.Transaction, results: object) -> None:
             session.poke()
             super().finished(transaction, results)  # type: ignore[arg-type]
             if len(self.finished_with) == 3:

@@ -12,7 +12,8 @@ from fakes.scripted_peer import DROP, Answer, ScriptedPeer
 from fakes.stored_body import StoredBody
 from fakes.work_source import ListSource, make_transaction
 from posthouse.mail.credentials import Credentials
-from posthouse.ports import Body, Target, Transaction
+from posthouse.ports_relay import Target, Transaction
+from posthouse.ports_spool import Body
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 
 LARGE = b".line\r\n" * 100_000

@@ -11,7 +11,8 @@ from fakes.raw_peer import raw_peer
 from fakes.scripted_peer import DRIP, DROP, RESET, STALL, Answer, ScriptedPeer
 from fakes.work_source import ListSource, make_transaction
 from posthouse.errors import NextHopFailure
-from posthouse.ports import Body, SessionEnd, Target
+from posthouse.ports_relay import SessionEnd, Target
+from posthouse.ports_spool import Body
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 
 # Short enough for a test, long enough for a busy machine where no time-out is meant.

@@ -13,7 +13,8 @@ from fakes.scripted_peer import STALL, ScriptedPeer
 from fakes.stored_body import StoredBody
 from fakes.work_source import ListSource, make_transaction
 from posthouse.errors import BodyDamaged, StorageBroken
-from posthouse.ports import Body, RecipientResult, Target, Transaction
+from posthouse.ports_relay import RecipientResult, Target, Transaction
+from posthouse.ports_spool import Body
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 from posthouse.transports.smtp_out_work import PIECE_BYTES
 

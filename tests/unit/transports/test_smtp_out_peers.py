@@ -13,7 +13,8 @@ from fakes.stored_body import StoredBody
 from fakes.work_source import ListSource, make_transaction
 from peers.postfix import Delivered, Postfix
 from peers.smtp_tools import SmtpSink
-from posthouse.ports import Body, QueuedRecipient, Target
+from posthouse.ports_relay import Target
+from posthouse.ports_spool import Body, QueuedRecipient
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 
 pytestmark = pytest.mark.peers

@@ -18,7 +18,8 @@ from fakes.stored_body import StoredBody
 from fakes.work_source import ListSource, make_transaction
 from posthouse import observe
 from posthouse.errors import NextHopFailure
-from posthouse.ports import Body, Target
+from posthouse.ports_relay import Target
+from posthouse.ports_spool import Body
 from posthouse.transports.smtp_out import OutSettings, SmtpConnector
 from posthouse.transports.tls import TlsMode
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from posthouse import ports
+from posthouse import ports_tls
 from posthouse.errors import ConfigError, TlsFailed
 from posthouse.transports.tls import ClientTls, MemoryTls, TlsMode, TlsServer
 
@@ -33,7 +33,9 @@ def write_roots(folder: Path, ca: trustme.CA = CA) -> Path:
     return path
 
 
-def shake_hands(client: ports.TlsChannel, server: ports.TlsChannel, step: int = 1 << 20) -> None:
+def shake_hands(
+    client: ports_tls.TlsChannel, server: ports_tls.TlsChannel, step: int = 1 << 20
+) -> None:
     """Carry octets both ways, `step` at a time, until nothing moves."""
     to_server, to_client = client.start(), server.start()
     while to_server or to_client:
@@ -239,7 +241,7 @@ def test_bad_roots_are_a_config_error(tmp_path: Path) -> None:
 class _TlsEcho(asyncio.Protocol):
     """Sends back what it reads, through a channel."""
 
-    def __init__(self, channel: ports.TlsChannel) -> None:
+    def __init__(self, channel: ports_tls.TlsChannel) -> None:
         self.channel = channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
