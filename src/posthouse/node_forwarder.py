@@ -169,6 +169,7 @@ class ForwarderDuty:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
+            self._changed.clear()
             async with contextlib.AsyncExitStack() as books:
                 try:
                     directory = agreements_directory(self._data_dir)
@@ -179,7 +180,8 @@ class ForwarderDuty:
                 except StorageError as error:
                     self._tell_closed(error)
                     await books.aclose()
-                    await asyncio.sleep(AGAIN_SECONDS)
+                    with contextlib.suppress(TimeoutError):  # after a reload at once
+                        await asyncio.wait_for(self._changed.wait(), AGAIN_SECONDS)
                     continue
                 self._alerts.clear(CLOSED, "books")
                 try:

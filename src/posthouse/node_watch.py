@@ -10,6 +10,7 @@ needed for mail: whatever fails is logged and tried again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -84,6 +85,7 @@ class Watch:
         self.direct = _Direct()
         self.clock = ClockWatch(alerts=self.direct, clock_us=clock_us, elapsed_us=elapsed_us)
         self._room: _Room | None = None
+        self._reloaded = asyncio.Event()
 
     @property
     def alerts(self) -> AlertSink:
@@ -93,17 +95,20 @@ class Watch:
     async def reload(self, config: Config) -> None:
         """Take a new configuration."""
         self._config = config
+        self._reloaded.set()
         if self._room is not None:
             await self._room.reload(config)
 
     async def run(self) -> None:
-        """Watch for ever; a store that cannot be opened is tried again."""
+        """Watch for ever; a store that cannot be opened is tried again, after a reload at once."""
         while True:
+            self._reloaded.clear()
             try:
                 room = await _Room.open(self, self._config)
             except (StorageError, OSError) as error:
                 observe.trouble("alerts", "alerts cannot be stored", error)
-                await asyncio.sleep(AGAIN_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._reloaded.wait(), AGAIN_SECONDS)
                 continue
             self._room = room
             try:

@@ -45,6 +45,7 @@ class SightingsOutbox:
         self._gathered: dict[tuple[str, str], Sighting] = {}
         self._logins: dict[str, RefusedLogin] = {}
         self._dropped = 0
+        self._in_trouble = False
 
     def note_message(self, sighting: Sighting) -> None:
         """Add to what is known of the address since the last report."""
@@ -95,10 +96,14 @@ class SightingsOutbox:
         try:
             await asyncio.to_thread(self._write, report)
         except StorageError as error:
-            observe.trouble("agreements", "what was learned cannot be handed over", error)
+            if not self._in_trouble:  # once, not every second
+                observe.trouble("agreements", "what was learned cannot be handed over", error)
+            self._in_trouble = True
             for sighting in gathered.values():
                 self.note_message(sighting)
             self._logins.update(logins)
+        else:
+            self._in_trouble = False
         if self._dropped:
             observe.note("agreements", f"{self._dropped} addresses were not reported: too many")
             self._dropped = 0

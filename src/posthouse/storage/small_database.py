@@ -65,6 +65,8 @@ def _open(
 ) -> apsw.Connection:
     connection = apsw.Connection(str(path))
     try:
+        if connection.readonly("main"):  # it would stay so when the disk is mended
+            raise StorageBroken(f"{path}: it cannot be written, nor can what is beside it")
         connection.set_busy_timeout(_BUSY_MS)
         _write_ahead(connection)
         connection.pragma("synchronous", "FULL" if durable else "NORMAL")
