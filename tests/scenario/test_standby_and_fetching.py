@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import signal
+import smtplib
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -128,6 +130,51 @@ def test_proxy_gives_the_primarys_words(tmp_path: Path, primary: Postfix) -> Non
         node.wait_queue(0)
         (whole,) = (m for m in delivered if b"Subject: cut" in m.content)
         assert whole.content.endswith(b"half\r\nother half\r\n")
+
+
+def reload_as(node: PosthouseNode, mode: str) -> None:
+    """Have the running node take another standby mode."""
+    seen = node.log().count("worker 0: reloaded")
+    node.domains[0]["standby"] = mode
+    node.write()
+    node.running.send_signal(signal.SIGHUP)
+    wait_until(lambda: node.log().count("worker 0: reloaded") > seen, what="a reload", seconds=10)
+
+
+def test_modes_that_change_while_sessions_run(tmp_path: Path, primary: Postfix) -> None:
+    """SIGHUP: relay, defer, proxy, relay; a client under way has one mode for what it began."""
+    node = PosthouseNode(tmp_path, next_hop=[f"smtp://127.0.0.1:{primary.port}"], workers=1)
+    with node:
+        wait_up(node)
+        with (
+            smtplib.SMTP("127.0.0.1", node.port, timeout=20) as client,
+            smtplib.SMTP("127.0.0.1", node.port, timeout=20) as other,
+        ):
+            for session in (client, other):
+                session.ehlo()
+                session.mail("a@elsewhere.example")
+            assert client.rcpt("user@example.com")[0] == 250
+            assert other.rcpt("new@example.com")[0] == 550
+            reload_as(node, "defer")
+            code, text = client.data(b"Subject: begun in relay\r\n\r\nx\r\n")
+            assert (code, b"Ok: queued as" in text) == (250, True)
+            code, text = other.rcpt("user@example.com")
+            assert (code, text[:5]) == (451, b"4.3.2")
+            client.mail("a@elsewhere.example")
+            reload_as(node, "proxy")
+            assert client.rcpt("new@example.com")[0] == 250  # only the primary knows it
+            assert client.docmd("DATA")[0] == 354
+            reload_as(node, "relay")
+            client.send(b"Subject: begun in proxy\r\n\r\nx\r\n.\r\n")
+            assert client.getreply()[0] == 250
+            client.mail("a@elsewhere.example")
+            assert client.rcpt("new@example.com")[0] == 550
+            client.rset()
+        assert len(primary.wait_messages(2)) == 2
+        node.wait_queue(0)
+    (passed,) = (line for line in node.log().splitlines() if "proxy-accept" in line)
+    assert "to=<new@example.com> proto=ESMTP" in passed
+    assert len(primary.messages()) == 2
 
 
 def test_etrn_by_fetchmail(tmp_path: Path, primary: Postfix) -> None:
