@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from posthouse.domain.replies import ROWS, Effect, Row
+from posthouse.domain.reply_table import ROWS, Effect, Row
 
 _HEAD: Final = """\
 # What a reply of the primary means
 
-This page is printed from `posthouse.domain.replies` (`make docs-replies`); a test holds them equal.
+This page is printed from `posthouse.domain.reply_table` (`make docs-replies`); a test holds them
+equal.
 
 The first row that matches decides. A row with codes *and* texts matches by either. Texts are
 parts of the reply in small letters; they count where the reply has no enhanced code or a vague one

@@ -22,7 +22,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from posthouse import observe
-from posthouse.domain.replies import Fate, classify_reply
+from posthouse.domain.replies import classify_reply
+from posthouse.domain.reply_table import Fate
 from posthouse.domain.standby import speaks_of_us
 from posthouse.domain.verdict import Verdict
 from posthouse.errors import NextHopFailure

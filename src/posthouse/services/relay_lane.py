@@ -11,7 +11,8 @@ from typing import Final, Protocol
 import msgspec
 
 from posthouse import observe
-from posthouse.domain.replies import Effect, Fate, Meaning, classify_reply, dsn_code
+from posthouse.domain.replies import classify_reply, dsn_code
+from posthouse.domain.reply_table import Effect, Fate, Meaning
 from posthouse.domain.schedule import delay_us
 from posthouse.mail.credentials import Credentials
 from posthouse.mail.queueid import format_queue_id

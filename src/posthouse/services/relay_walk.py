@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from posthouse.domain.nexthop import patience_seconds
-from posthouse.domain.replies import Effect, classify_reply
+from posthouse.domain.replies import classify_reply
+from posthouse.domain.reply_table import Effect
 from posthouse.errors import NextHopFailure
 from posthouse.ports_relay import Session, Target
 from posthouse.services.relay_lane import Lane

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthouse.domain.replies import (
-    ROWS,
-    Effect,
-    Fate,
-    classify_reply,
-    dsn_code,
-    enhanced_code,
-    find_row,
-)
+from posthouse.domain.replies import classify_reply, dsn_code, enhanced_code, find_row
 from posthouse.domain.replies_text import format_replies
+from posthouse.domain.reply_table import ROWS, Effect, Fate
 
 D, F, H, B = Fate.DELIVERED, Fate.DEFERRED, Fate.HELD, Fate.BLOCKED
 NONE, SLOWER, TROUBLE, UNCLEAR = Effect.NONE, Effect.SLOWER, Effect.TROUBLE, Effect.UNCLEAR

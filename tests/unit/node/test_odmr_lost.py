@@ -14,7 +14,8 @@ from fakes.scripted_peer import DROP, STALL, Answer, ScriptedPeer
 from fakes.turned_line import DOMAINS, fetching, house
 from fakes.work_source import ListSource, make_transaction
 from posthouse import observe
-from posthouse.domain.replies import Effect, Fate, classify_reply
+from posthouse.domain.replies import classify_reply
+from posthouse.domain.reply_table import Effect, Fate
 from posthouse.errors import NextHopFailure
 from posthouse.observe import counters
 from posthouse.transports.smtp_out import SmtpConnector
