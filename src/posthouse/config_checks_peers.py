@@ -83,9 +83,27 @@ def check_rosters(
     paired = [primary["pairing"] for primary in primaries if primary["pairing"] is not None]
     known = [theirs for theirs in map(_try_pairing, paired) if theirs is not None]
     for index, domain in enumerate(domains):
+        _check_one_owner(("domain", index), domain["name"], known, tell)
         origin = domain["recipients"]
         if isinstance(origin, RosterOrigin) and domain["name"]:
             _check_origin(("domain", index, "recipients"), domain["name"], origin, known, tell)
+
+
+def _check_one_owner(
+    at: tuple[str | int, ...], name: str, known: list[PrimaryPairing], tell: Tell
+) -> None:
+    """All who are asked about a domain speak for one owner: a backup in front of us names the
+    owner's signing key, a second primary has its own.
+    """
+    claims = [theirs for theirs in known if name in theirs.domains]
+    rivals = [theirs for theirs in claims if theirs.public_key != claims[0].public_key]
+    if rivals:
+        tell(
+            at,
+            f"{claims[0].party} and {rivals[0].party} both say that {name} is theirs, with "
+            "different signing keys",
+            "a domain has one owner: remove one [[primary]], or ask for a pairing without it",
+        )
 
 
 def _check_origin(

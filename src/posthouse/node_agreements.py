@@ -65,7 +65,8 @@ def read_granters(config: Config) -> list[PairedGranter]:
 def find_granters(config: Config, granters: list[PairedGranter]) -> dict[str, list[PairedGranter]]:
     """By domain whom to ask, the owner first. Domains with a text file negotiate nothing.
 
-    The owner is the primary whose own roster it is, else the first that has the domain.
+    The owner is the primary whose own roster it is, else the first that has the domain. Who
+    names another signing key than the owner's speaks for somebody else, and is told nothing.
     """
     found: dict[str, list[PairedGranter]] = {}
     for domain in config.domains:
@@ -74,7 +75,9 @@ def find_granters(config: Config, granters: list[PairedGranter]) -> dict[str, li
             origin = domain.roster
             is_owner = origin is not None and origin.kind == "primary" and origin.pairing is None
             owner = origin.place if origin is not None and is_owner else ""
-            found[domain.name] = sorted(paired, key=lambda one: one.theirs.party != owner)
+            first, *others = sorted(paired, key=lambda one: one.theirs.party != owner)
+            key = first.theirs.public_key
+            found[domain.name] = [first, *(one for one in others if one.theirs.public_key == key)]
     return found
 
 

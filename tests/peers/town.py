@@ -22,10 +22,10 @@ from peers.smtp_tools import swaks
 DOMAIN, BACKUP = "example.com", "mx2.example.net"
 
 
-def ask(node: PosthouseNode, user: str) -> str:
+def ask(node: PosthouseNode, user: str, domain: str = DOMAIN) -> str:
     """What RCPT for `user` is answered, without the text."""
     run = swaks(
-        node.port, "--to", f"{user}@{DOMAIN}", "--from", "a@b.example", "--quit-after", "RCPT"
+        node.port, "--to", f"{user}@{domain}", "--from", "a@b.example", "--quit-after", "RCPT"
     )
     reply = run.transcript[run.transcript.index("RCPT TO") :].splitlines()[1]
     return " ".join(reply.lstrip("<-* ~").split()[:2])

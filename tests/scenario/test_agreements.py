@@ -13,7 +13,7 @@ import pytest
 from peers.node import PosthouseNode
 from peers.postfix_kit import make_primary
 from peers.primary import PrimaryNode
-from peers.processes import wait_until
+from peers.processes import free_port, wait_until
 from peers.town import BACKUP, DOMAIN, Town, make_backup, send, wait_roster, wait_state
 
 pytestmark = pytest.mark.peers
@@ -68,6 +68,25 @@ def test_a_person_says_yes(town: Town) -> None:
     assert "granted" in town.primary.command("agreements", "grant", "--all")
     assert "Nothing is pending." in town.primary.command("agreements", "grant", "--all")
     assert town.granted()[0]["state"] == "granted"
+
+
+def test_a_backup_that_moved_is_called_at_once(town: Town) -> None:
+    """Its new place is in the offer; no further request has to tell it."""
+    town.start()
+    town.send("alice")
+    town.wait_state("agreed")
+    wait_until(lambda: town.granted()[0]["state"] == "agreed", what="the completion")
+    calls, offer = f"127.0.0.1:{free_port()}", town.backup.directory / "moved.json"
+    town.backup.stop()
+    town.backup.settings["https"]["listen"] = [calls]
+    town.backup.write()
+    made = ("--to", DOMAIN, "--base-url", f"http://{calls}/", "-o", str(offer))
+    assert town.backup.command("pair", "offer", "--rotate", *made).returncode == 0
+    town.primary.command("pair", "accept", "--rotate", str(offer))
+    town.primary.reload()
+    town.backup.start()
+    town.primary.command("agreements", "block", ALICE)
+    wait_until(lambda: town.ask("alice") == "551 5.7.1", what="the block")
 
 
 def test_nothing_is_lost_in_crashes(town: Town) -> None:

@@ -5,13 +5,15 @@ Real processes; the primary is the one in tests/independent, that shares no line
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from independent.granter import Granter, serving
+from independent.granter import Granter, ask_policy, serving
 from peers.node import PosthouseNode
 from peers.postfix import Postfix
 from peers.processes import free_port, wait_until
@@ -36,40 +38,53 @@ def granter() -> Iterator[Granter]:
         yield granter
 
 
-def make_node(folder: Path, granter: Granter, *, next_hop: int) -> PosthouseNode:
-    """A backup that is paired with it, and has no roster of it."""
+def make_node(folder: Path, *granters: Granter, next_hop: int) -> PosthouseNode:
+    """A backup that is paired with them, and has no roster of any."""
     calls = free_port()
     node = PosthouseNode(
         folder,
         next_hop=[f"smtp://127.0.0.1:{next_hop}"],
-        domain_keys={"verify": "off"},
         sections={"https": {"listen": [f"127.0.0.1:{calls}"]}},
     )
-    del node.domains[0]["recipients"]
-    node.primaries.append({"pairing": f"pairs/{DOMAIN}.json", "own": f"pairs/{BACKUP}.json"})
+    next_hops = node.domains[0]["next_hop"]
+    node.domains.clear()
+    for granter in granters:
+        node.domains.append({"name": granter.domains[0], "next_hop": next_hops, "verify": "off"})
     node.write()
-    offer = folder / "their-offer.json"
+    for number, granter in enumerate(granters):
+        pair(node, granter, f"http://127.0.0.1:{calls}/")
+        ours = f"-for-{granter.party}" if number else ""
+        node.primaries.append(
+            {"pairing": f"pairs/{granter.party}.json", "own": f"pairs/{BACKUP}{ours}.json"}
+        )
+    node.write()
+    return node
+
+
+def pair(node: PosthouseNode, granter: Granter, calls: str) -> None:
+    """Take its offer, and make ours."""
+    offer, ours = (node.directory / f"{granter.party}-{name}.json" for name in ("offer", "ours"))
     offer.write_text(
         json.dumps(
             {
-                "party": DOMAIN,
+                "party": granter.party,
                 "base_url": granter.base_url,
-                "public_key": "A" * 43,
+                "public_key": base64.urlsafe_b64encode(
+                    hashlib.sha256(granter.party.encode()).digest()
+                )
+                .rstrip(b"=")
+                .decode(),
                 "roster_key": "A" * 43,
                 "token": granter.token,
-                "domains": [DOMAIN],
+                "domains": granter.domains,
             }
         )
     )
     offer.chmod(0o600)
-    for arguments in (
-        ("pair", "accept", str(offer)),
-        ("pair", "offer", "--to", DOMAIN, "-o", str(folder / "ours.json"),
-         "--base-url", f"http://127.0.0.1:{calls}/"),
-    ):  # fmt: skip
+    made = ("pair", "offer", "--to", granter.party, "-o", str(ours), "--base-url", calls)
+    for arguments in (("pair", "accept", str(offer)), made):
         done = node.command(*arguments)
         assert done.returncode == 0, done.stderr
-    return node
 
 
 def test_the_second_try_counts(tmp_path: Path, granter: Granter) -> None:
@@ -121,3 +136,68 @@ def test_a_primary_that_cannot_be_reached(tmp_path: Path, granter: Granter) -> N
         assert node.queue() == []
     finally:
         node.stop()
+
+
+def test_two_primaries_share_a_backup(tmp_path: Path, granter: Granter) -> None:
+    """Each hears of its own domain alone, and cannot ask or change what belongs to the other."""
+    theirs = "example.net"
+    other = Granter(
+        party=theirs,
+        token="of-the-other-0123456789",
+        forwarder_id=BACKUP,
+        domains=(theirs,),
+        fold=fold,
+    )
+    other.mailboxes = {f"zoe@{theirs}"}
+    with serving(other):
+        node = make_node(tmp_path, granter, other, next_hop=free_port())
+        try:
+            node.start()
+            wait_until(lambda: ask(node, "alice") == "250 2.1.5", what="the first's promise")
+            wait_until(lambda: ask(node, "zoe", theirs) == "250 2.1.5", what="the second's")
+            wait_until(lambda: ask(node, "alice", theirs) == "550 5.1.1", what="no such user there")
+            wait_until(lambda: ask(node, "zoe") == "550 5.1.1", what="nor here")
+            for one, mailbox in ((granter, f"alice@{DOMAIN}"), (other, f"zoe@{theirs}")):
+                wait_until(lambda one=one: one.agreements, what="a grant")  # type: ignore[misc]
+                assert {known.mailbox for known in one.agreements.values()} == {mailbox}
+            (known,) = granter.agreements.values()
+            wait_until(lambda: known.completed, what="the completion")
+            document = {
+                "recipe_id": known.recipe_id,
+                "recipe_key": known.recipe_key,
+                "agreement_id": known.agreement_id,
+                "actor": "user",
+                "set": {"blocked": True},
+            }
+            token = json.loads((tmp_path / f"{theirs}-ours.json").read_text())["token"]
+            assert ask_policy(known.policy_url, token, document)[0] in (403, 404)
+            assert ask(node, "alice") == "250 2.1.5"
+        finally:
+            node.stop()
+
+
+def test_two_owners_of_one_domain(tmp_path: Path, granter: Granter) -> None:
+    """Which of them is it? `check` says so and names both; a node that starts all the same asks
+    the first alone."""
+    rival = Granter(
+        party="rival.example", token="of-the-rival-0123456789", forwarder_id=BACKUP,
+        domains=(DOMAIN,), fold=fold,
+    )  # fmt: skip
+    with serving(rival):
+        node = make_node(tmp_path, granter, rival, next_hop=free_port())
+        del node.domains[1]
+        node.write()
+        checked = node.command("check", check=False)
+        assert checked.returncode not in (0, 1)
+        assert f"{DOMAIN} and rival.example both say that {DOMAIN} is theirs" in checked.stderr
+        granter.hook = lambda method, target: (503, {"Retry-After": "1"}, b"")
+        try:
+            node.start()
+            assert ask(node, "alice") == "451 4.7.1"
+            wait_until(lambda: len(granter.requests) > 1, what="the owner to be asked again")
+            assert rival.requests == []
+            granter.hook = None
+            wait_until(lambda: ask(node, "alice") == "250 2.1.5", what="the promise")
+            assert rival.requests == []
+        finally:
+            node.stop()

@@ -21,7 +21,9 @@ from posthouse.mail.recipes import (
 )
 from posthouse.ports_https import Peer, PeerResponse
 from posthouse.proto import agreement_wire as wire
+from posthouse.proto.base_url import lies_under
 
+POLICY_TAIL: Final = "v1/policy"
 _DENIALS: Final = {denial.value: denial for denial in Denial}
 
 T = TypeVar("T")
@@ -67,10 +69,21 @@ class PeerForwarders:
         peer = self._peers.get(party)
         if peer is None:
             raise PeerFailure(f"{party} is not paired any more", stage="url")
-        answer = await _post(peer, url, wire.encode_policy(document))
+        answer = await _post(peer, follow_move(peer.base_url, url), wire.encode_policy(document))
         if isinstance(answer, Refusal):
             return answer
         return _read(peer, wire.decode_settings, answer)
+
+
+def follow_move(base_url: str, url: str) -> str:
+    """Where a forwarder is called that gave us `url`, and may have moved to `base_url` since.
+
+    Outside its base nobody is called; a URL that ends as the protocol has it is looked for
+    under the new one. Spec: PROTOCOL.md §3 (`policy_negotiation_url`).
+    """
+    if not lies_under(base_url, url) and url.endswith("/" + POLICY_TAIL):
+        return base_url + POLICY_TAIL
+    return url
 
 
 async def _post(peer: Peer, path: str, document: bytes) -> PeerResponse | Refusal:

@@ -15,7 +15,7 @@ from posthouse.mail.recipes import (
     Recipe,
     Refusal,
 )
-from posthouse.transports.agreement_calls import PeerForwarders, PeerGranter
+from posthouse.transports.agreement_calls import PeerForwarders, PeerGranter, follow_move
 
 JSON = "application/json"
 REQUEST = AgreementRequest(
@@ -108,3 +108,16 @@ async def test_settings() -> None:
         "mx2", "v1/policy", POLICY
     )
     assert found == PolicySettings(spf=False)
+
+
+def test_a_forwarder_that_moved() -> None:
+    """Under its base a URL is called as it is; outside, at the protocol's place under the new one."""
+    base = "https://new.example:8447/mx/"
+    for url, called in (
+        (base + "v1/policy", base + "v1/policy"),
+        (base + "else/where", base + "else/where"),
+        ("https://old.example/v1/policy", base + "v1/policy"),
+        ("https://old.example/x/v1/policy", base + "v1/policy"),
+        ("https://old.example/policy", "https://old.example/policy"),  # and refused there
+    ):
+        assert follow_move(base, url) == called
