@@ -33,8 +33,10 @@ from posthouse.ports_publish import PublishedDomain
 from posthouse.services import conditions
 from posthouse.services.alert_desk import AlertDesk
 from posthouse.services.alert_mail import Courier, CourierSettings, HandedMail
+from posthouse.services.backup_traffic import BackupTraffic, Traffic
 from posthouse.services.standing_alerts import StandingAlerts
 from posthouse.storage.alert_store import SqliteAlertStore
+from posthouse.storage.traffic_file import load_traffic, save_traffic
 from posthouse.transports.certificate import find_end_us
 from posthouse.transports.link_mail import LinkMailer
 from posthouse.transports.resolver import DnsResolver
@@ -47,12 +49,23 @@ AGAIN_SECONDS: Final = 30.0
 Published = Callable[[], Awaitable[Sequence[PublishedDomain]]]
 
 
+def traffic_file(data_dir: Path) -> Path:
+    """Where it is kept what backups came for."""
+    return data_dir / "watch" / "backups.json"
+
+
+def open_traffic(data_dir: Path) -> BackupTraffic:
+    """With what is known from before."""
+    return BackupTraffic(load_traffic(traffic_file(data_dir), Traffic), now_us=clock_us)
+
+
 class PrimaryWatch:
     """See the module. published: what is known of every domain's rosters."""
 
-    def __init__(self, config: PrimaryConfig, published: Published) -> None:
+    def __init__(self, config: PrimaryConfig, published: Published, traffic: BackupTraffic) -> None:
         self._config = config
         self._published = published
+        self._traffic = traffic
         self._standing = StandingAlerts(clock_us)
         self._desk: AlertDesk | None = None
         self._ways: Ways | None = None
@@ -116,7 +129,18 @@ class PrimaryWatch:
             # A build that is slow to begin must not make an old alert look over.
             if all(domain.tried for domain in published):
                 desk.sources_complete()
+            await self.save_traffic()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def save_traffic(self) -> None:
+        """Write down what backups came for, if something is new."""
+        news = self._traffic.take_news()
+        if news is None:
+            return
+        try:
+            await asyncio.to_thread(save_traffic, traffic_file(self._config.data_dir), news)
+        except StorageError as error:
+            observe.trouble("https", "what backups came for cannot be stored", error)
 
     def _look_at_host(self) -> list[Alert]:
         config = self._config

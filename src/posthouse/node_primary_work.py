@@ -32,7 +32,7 @@ from posthouse.interfaces.https_app import PeerRoute
 from posthouse.interfaces.https_rosters import ROSTER_PATH, RosterDesk
 from posthouse.node_https import HttpsHouse, HttpsPlan
 from posthouse.node_postfix import PostfixHouse
-from posthouse.node_primary_watch import PrimaryWatch
+from posthouse.node_primary_watch import PrimaryWatch, open_traffic
 from posthouse.node_process import Process, clock_us, run_in_loop
 from posthouse.node_publishing import (
     collect_keys,
@@ -103,7 +103,8 @@ class PrimaryWork:
         """Serve until SIGTERM."""
         self.process = Process(config, heartbeat, self._reload, read=load_primary)
         partners = await asyncio.to_thread(read_partners, config)
-        self._watch = PrimaryWatch(config, self._describe)
+        self._traffic = await asyncio.to_thread(open_traffic, config.data_dir)
+        self._watch = PrimaryWatch(config, self._describe, self._traffic)
         self._publisher = open_publisher(config, self._watch.alerts)
         self._addresses = PublishedAddresses(rosters_directory(config), collect_keys(config))
         book = await SqliteGranterBook.open(config.data_dir / "agreements")
@@ -141,6 +142,7 @@ class PrimaryWork:
         await process.stopping.wait()
         await self._house.close(config.shutdown_grace.total_seconds())
         await process.end_tasks()
+        await self._watch.save_traffic()
         await self._postfix.close()
         await self._pages.close()
         for peer in self._peers.values():
@@ -166,6 +168,8 @@ class PrimaryWork:
 
     def _make_plan(self, config: PrimaryConfig, partners: Sequence[Partner]) -> HttpsPlan:
         rosters = RosterDesk(self._publisher)
+        traffic = self._traffic
+        traffic.keep_only({partner.theirs.party for partner in partners})
         return HttpsPlan(
             certificate=config.https.certificate,
             private_key=config.https.private_key,
@@ -174,16 +178,18 @@ class PrimaryWork:
                 for partner in partners
             ),
             routes=(
-                PeerRoute(method="GET", path=ROSTER_PATH, handler=rosters.answer),
+                PeerRoute(
+                    method="GET", path=ROSTER_PATH, handler=traffic.note_fetches(rosters.answer)
+                ),
                 PeerRoute(
                     method="POST",
                     path=AGREEMENTS_PATH,
-                    handler=make_agreements_handler(self._granter),
+                    handler=traffic.note_agreements(make_agreements_handler(self._granter)),
                 ),
                 PeerRoute(
                     method="POST",
                     path=COMPLETION_PATH,
-                    handler=make_completion_handler(self._granter),
+                    handler=traffic.note_agreements(make_completion_handler(self._granter)),
                 ),
             ),
             others=tuple(self._pages.make_routes(config)),

@@ -291,12 +291,10 @@ def test_a_primary_tells_its_alerts(tmp_path: Path) -> None:
             return [str(mail["Subject"]) for mail in mails]
 
         wait_until(lambda: bool(subjects()), what="a mail", every=0.1)
+        assert subjects() == ["[127.0.0.1] roster-not-made example.com"]
         (tmp_path / "aside").rename(primary.users_file)
         wait_until(lambda: len(subjects()) == 2, what="an all-clear", every=0.1)
         wait_until(lambda: told.read_text().count("\n") >= 2, what="both commands")
         said = primary.command("alerts", "--all")
-    assert subjects() == [
-        "[127.0.0.1] roster-not-made example.com",
-        "[127.0.0.1] over: roster-not-made example.com",
-    ]
+    assert "[127.0.0.1] over: roster-not-made example.com" in subjects()
     assert "over  roster-not-made" in said

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -258,6 +259,49 @@ async def ask_sasl(port: int, user: str, password: str) -> bytes:
         return await reader.readline()
     finally:
         writer.close()
+
+
+async def test_status_tells_what_backups_came_for(world: World) -> None:
+    """Rosters with their dates, who has which; while it runs, and after it ended."""
+    assert (await world.fetch())[0] == 200
+
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(world.primary.command("primary", "status", "--json"))
+        return found
+
+    wait_until(lambda: bool(status()["backups"][0]["fetched"]), what="the fetch", every=0.2)
+    found = status()
+    [domain], [backup] = found["domains"], found["backups"]
+    [roster], [fetched] = domain["rosters"], backup["fetched"]
+    assert found["running"]
+    assert (domain["domain"], domain["problem"], roster["entries"]) == ("example.com", "", 3)
+    assert roster["made_at"] < roster["not_after"]
+    assert (backup["party"], backup["agreements_at"]) == ("mx2.example.net", None)
+    assert (fetched["domain"], fetched["serial"]) == ("example.com", roster["serial"])
+    async with world.peer() as peer:
+        document = {
+            "forwarder_id": "mx2.example.net",
+            "category": "backup MX",
+            "policy_negotiation_url": "http://127.0.0.1:8447/v1/policy",
+            "recipes": [
+                {
+                    "recipe_id": "r-nobody",
+                    "recipe_key": "key-of-nobody-0123456789abcdef0123456789abcdef",
+                    "name": "Backup MX",
+                    "recipients": ["nobody@example.com"],
+                    "evidence": {"seen_at": "2026-11-23T20:00:00Z"},
+                }
+            ],
+        }
+        await peer.post("v1/agreements", json.dumps(document).encode())
+    world.primary.stop()
+    found = status()
+    assert not found["running"]
+    assert found["backups"][0]["fetched"] == [fetched]
+    assert found["backups"][0]["agreements_at"] is not None
+    text = world.primary.command("primary", "status")
+    assert "primary serve does not run" in text
+    assert f"has roster {roster['serial']} of example.com" in text
 
 
 async def test_reload_and_end(world: World) -> None:

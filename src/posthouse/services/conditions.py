@@ -177,6 +177,6 @@ def roster_alerts(domains: Iterable[PublishedDomain], *, now_us: int) -> Iterato
             kind=ROSTER_EXPIRES,
             subject=domain.name,
             text=f"the roster of {domain.name} {what} {tell(first.expires_s * 1_000_000)}; {then}",
-            what_to_do="See why none is made: `posthouse roster build` says it",
+            what_to_do="See why none is made: `posthouse primary status`, `posthouse roster build`",
             since_us=near_s * 1_000_000,
         )
