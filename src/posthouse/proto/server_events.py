@@ -12,6 +12,7 @@ from posthouse.proto.server_params import MailParams, RcptParams
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one session may ask of us. Sizes in octets, the rest counts.
 
+    max_line: of a command with its CR LF (RFC 5321 §4.5.3.1.4);
     max_errors: negative replies before 421; max_idle_commands: NOOP, RSET, VRFY …
     without a message in between; bare_newlines: "refuse" or "normalize".
     """

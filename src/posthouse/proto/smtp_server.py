@@ -197,12 +197,12 @@ class ServerSession(ServerState):
         buffer, start = self.buffer, self.pos
         end = buffer.find(b"\n", start)
         if end < 0:
-            if len(buffer) - start <= self.limits.max_line:
+            if len(buffer) - start < self.limits.max_line:
                 return None
             self.mode = Mode.SKIP_LINE
             end = len(buffer)
         self.pos = end + 1
-        if end - start > self.limits.max_line:
+        if end - start >= self.limits.max_line:  # its LF makes it one more
             self.say(replies.TOO_LONG)
         elif end == start or buffer[end - 1] != 13:
             self.say(replies.BARE_LINE)

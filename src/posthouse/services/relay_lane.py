@@ -203,15 +203,15 @@ class Lane:
     ) -> None:
         code, text = result.code, result.text
         fate, word, effect = classify_reply(code, text, result.stage)
+        reply = text if text[:3] == str(code) else f"{code} {text}"
         if fate is Fate.DELIVERED:
             self.served += 1
             self.owner.means.ledger.settle(
                 Settlement(message.queue_id, recipient.seq, Outcome.DELIVERED)
             )
-            self._log(message, recipient, dsn_code(code, text), "sent", text)
+            self._log(message, recipient, dsn_code(code, text), "sent", reply)
             self._evidence.delivered()
             return
-        reply = text if text[:3] == str(code) else f"{code} {text}"
         owner, evidence = self.owner, self._evidence
         if fate is Fate.HELD:
             reason = f"{word}: refused by {self.relay} at {result.stage.upper()}"

@@ -188,7 +188,12 @@ class EmbeddedSpool:
         if self._closing:
             return "the spool is being closed"
         problem = self._health.problem()
-        return None if problem is None else problem.detail
+        if problem is None:
+            return None
+        unlisted = self._writer.unlisted
+        if not unlisted:
+            return problem.detail
+        return f"{problem.detail}; {unlisted} accepted recipients are on disk but in no list yet"
 
     def begin(self) -> EmbeddedIncoming:
         problem = self._health.problem()

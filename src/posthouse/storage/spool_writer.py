@@ -166,6 +166,12 @@ class Writer:
         """Run `work` in a transaction of its own, made durable."""
         return self._put(work, in_transaction=True)
 
+    @property
+    def unlisted(self) -> int:
+        """Recipients answered 250 whose rows the database refused last; 0 when they only wait."""
+        late = self._late
+        return 0 if late.failure is None else late.count
+
     def put_rows(self) -> asyncio.Future[None]:
         """Write the rows of all messages told of so far, if the database takes them."""
         return self._put(None, in_transaction=False)

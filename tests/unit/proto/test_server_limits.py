@@ -65,3 +65,17 @@ def test_large_content_comes_in_slices(extra: int, chunked: bool, behind: int) -
     assert events.count(Pause) == 2
     output = session.take_output()
     assert output.count(b"250 2.0.0 Ok\r\n") == behind
+
+
+def test_a_command_line_counts_with_its_line_end() -> None:
+    """At the limit it is obeyed, one octet over it is refused, however the octets come."""
+    for cut in (1, 39, 40, 41):
+        for spare, reply in ((0, b"250 "), (1, b"500 5.5.2 Line too long")):
+            owner = Owner(ServerLimits(hostname="mx2.example.net", max_line=40))
+            line = b"NOOP " + b"x" * (33 + spare) + b"\r\n"
+            before = len(owner.output)
+            owner.feed(line[:cut])
+            owner.feed(line[cut:])
+            assert owner.output[before:].startswith(reply)
+            owner.feed(b"NOOP\r\n")
+            assert owner.output.endswith(b"250 2.0.0 Ok\r\n")

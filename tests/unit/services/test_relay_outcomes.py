@@ -228,13 +228,13 @@ async def test_log_lines_name_relay_status_and_reply(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each outcome is one line in Postfix's terms; a removed message is told once."""
-    lines: list[tuple[str, str, str, str]] = []
+    lines: list[tuple[str, str, str, str, str]] = []
     removed: list[str] = []
     monkeypatch.setattr(
         observe,
         "recipient_settled",
         lambda queue_id, recipient, **k: lines.append(
-            (recipient, k["relay"], k["dsn"], k["status"])
+            (recipient, k["relay"], k["dsn"], k["status"], k["text"][:4])
         ),
     )
     monkeypatch.setattr(observe, "message_removed", removed.append)
@@ -246,10 +246,10 @@ async def test_log_lines_name_relay_status_and_reply(
     await turn_over()
     relay = f"{PRIMARY}[{PRIMARY}]:25"
     assert lines == [
-        ("a@example.com", relay, "2.0.0", "sent"),
-        ("b@example.com", relay, "2.0.0", "sent"),
-        ("c@example.com", relay, "4.0.0", "deferred"),
-        ("d@example.com", relay, "2.0.0", "sent"),
+        ("a@example.com", relay, "2.0.0", "sent", "250 "),
+        ("b@example.com", relay, "2.0.0", "sent", "250 "),
+        ("c@example.com", relay, "4.0.0", "deferred", "450 "),
+        ("d@example.com", relay, "2.0.0", "sent", "250 "),
     ]
     assert len(removed) == 1
 

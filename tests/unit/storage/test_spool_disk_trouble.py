@@ -189,6 +189,8 @@ async def test_a_full_database_keeps_what_was_answered(tmp_path: Path) -> None:
         await accept(spool, b"refused")
     assert heard == kept[1:]
     assert list(await everything(spool)) == kept[:1]
+    told = f"; {len(MANY)} accepted recipients are on disk but in no list yet"
+    assert (spool.intake_problem() or "").endswith(told)
     await limit_pages(spool, 1 << 30)
     await comes_back(spool)
     assert sorted(await everything(spool)) == kept
