@@ -24,10 +24,12 @@ from posthouse.ports_https import Peer
 from posthouse.ports_roster import RosterSource
 from posthouse.proto.base_url import join_url
 from posthouse.proto.pairing import PrimaryPairing
+from posthouse.services.mx_watch import MxWatch
 from posthouse.services.roster_sources import PeerRosters, UrlRosters
 from posthouse.services.subscriber import Subscriber, Subscription
 from posthouse.storage.roster_local import LocalRoster
 from posthouse.transports.peers import HeardDate, HttpsPeer
+from posthouse.transports.resolver import DnsResolver
 
 # How long the first mail ever may wait for the first rosters ever.
 FIRST_SECONDS: Final = 3.0
@@ -46,6 +48,15 @@ class RosterDuty:
         self._refreshing: set[asyncio.Task[None]] = set()
         self.subscriber = Subscriber(
             self._files, (), alerts=alerts, now_us=clock_us, dice=random.random
+        )
+        self._mx = MxWatch(
+            self._files.read_says,
+            DnsResolver(
+                [str(server) for server in config.dns.servers] or None,
+                lifetime_seconds=config.dns.timeout.total_seconds(),
+            ),
+            alerts=alerts,
+            now_us=clock_us,
         )
 
     def prepare(self, config: Config) -> None:
@@ -66,15 +77,22 @@ class RosterDuty:
             self._refreshing.add(first)
             first.add_done_callback(self._refreshing.discard)
             await asyncio.wait([first], timeout=FIRST_SECONDS)
+        self._watch_mx(config)
         process.keep(self.subscriber.run(), "fetching rosters")
+        process.keep(self._mx.run(), "comparing MX records")
 
     def reload(self, config: Config) -> None:
         """Watch the domains of this configuration, and ask for all of them at once."""
         old, self._peers = self._peers, []
         self.subscriber.set_subscriptions(self._subscribe(config))
+        self._watch_mx(config)
         task = asyncio.ensure_future(self._refresh(old))  # a primary may be slow to answer
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
+
+    def _watch_mx(self, config: Config) -> None:
+        domains = [one.name for one in config.domains if one.roster is not None]
+        self._mx.set_domains(domains, {config.hostname, *config.relay.own_names})
 
     async def _refresh(self, old: Sequence[HttpsPeer]) -> None:
         """Attempts under way end with the connections that they began with."""

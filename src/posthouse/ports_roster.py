@@ -57,6 +57,13 @@ class RosterFacts(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
+class RosterSays(msgspec.Struct, frozen=True, kw_only=True):
+    """What the roster in force says of its domain's MX records. mx (): nothing."""
+
+    serial: int
+    mx: tuple[tuple[int, str], ...]
+
+
 class RosterState(msgspec.Struct, frozen=True, kw_only=True):
     """What lies on disk for one domain. highest: by key_id, see domain.roster.History."""
 

@@ -33,6 +33,7 @@ from posthouse.ports_roster import (
     RosterIntake,
     RosterKeys,
     RosterNote,
+    RosterSays,
     RosterState,
     SlowLookUps,
     Taken,
@@ -159,6 +160,20 @@ class RosterFiles:
     def find_file(self, domain: str, facts: RosterFacts) -> Path:
         """Where the file with these facts is."""
         return self._file(domain, facts, _ROSTER)
+
+    def read_says(self, domain: str) -> RosterSays | None:
+        """What the roster in force says of MX records; None without one. Raises StorageError."""
+        facts = self.get_state(domain).in_force
+        if facts is None:
+            return None
+        try:
+            body = self.open_body(domain, facts)
+        except (OSError, RosterRefused) as error:  # replaced meanwhile, or damaged
+            raise StorageBroken(f"{self.find_file(domain, facts)}: {error}") from error
+        try:
+            return RosterSays(serial=facts.known.serial, mx=body.head.header.mx)
+        finally:
+            body.close()
 
     def open_body(self, domain: str, facts: RosterFacts) -> RosterBody:
         """Open what is in force for look-ups. Raises StorageBroken, OSError."""
