@@ -12,11 +12,13 @@ from posthouse.config_schema import Config
 from posthouse.interfaces.doorkeeper import Doorkeeper
 from posthouse.node_pending import count_pending
 from posthouse.node_process import clock_us
+from posthouse.ports_agreements import AgreementSecrets
 from posthouse.ports_dns import Resolver
 from posthouse.ports_drain import NextHopStates
 from posthouse.services.etrn import EtrnDesk
 from posthouse.services.proxy import Proxy
 from posthouse.services.reception import Reception
+from posthouse.services.relay_vouching import Vouching
 from posthouse.services.standby import StandbyGate
 from posthouse.services.ways import DomainWays
 from posthouse.storage.turned_away import TurnedAway
@@ -37,6 +39,7 @@ class StandbyDuty:
         reception: Reception,
         states: NextHopStates,
         resolver: Resolver,
+        secrets: AgreementSecrets | None = None,
     ) -> None:
         self._workers = workers
         self._listening = listening
@@ -51,7 +54,9 @@ class StandbyDuty:
             shuffle=random.Random().shuffle,
         )
         self._connector = ProxyConnector(node_settings.make_proxy_out(config))
-        self._proxy = Proxy(self._connector, self._ways, max_sessions=1)
+        self._proxy = Proxy(
+            self._connector, self._ways, max_sessions=1, vouching=Vouching(secrets, clock_us)
+        )
         self._desk = EtrnDesk(
             (),
             rights={},

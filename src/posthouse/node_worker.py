@@ -211,6 +211,7 @@ class Worker:
             reception=self._reception,
             states=self.next_hops,
             resolver=self._resolver,
+            secrets=self._agreements.secrets,
         )
         self._standby.attach(self._keeper)
         self._agreements.attach(self._reception, self.process)

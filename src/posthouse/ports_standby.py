@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports_relay import Target
@@ -23,10 +24,28 @@ class PrimarySession(Protocol):
     @property
     def size_limit(self) -> int: ...
 
+    async def authenticate(self, credentials: Credentials) -> Reply | None:
+        """AUTH, before the first MAIL that has credentials, once a session and under TLS only.
+
+        The primary's last word; None where AUTH is not due or not offered. Refused, the session
+        goes on without.
+        """
+
     async def mail(
-        self, sender: str, *, size: int, body: str, smtputf8: bool, ret: str, envid: str
+        self,
+        sender: str,
+        *,
+        size: int,
+        body: str,
+        smtputf8: bool,
+        ret: str,
+        envid: str,
+        credentials: Credentials | None = None,
     ) -> Reply:
-        """MAIL FROM; parameters go where they are offered. size: octets announced, 0 for none."""
+        """MAIL FROM; parameters go where they are offered. size: octets announced, 0 for none.
+
+        credentials: of the agreement that the message is under (AUTH=, RFC 4954 §5).
+        """
 
     async def rcpt(self, recipient: Recipient) -> Reply:
         """RCPT TO."""

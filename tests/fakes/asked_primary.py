@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from posthouse.errors import NextHopFailure
+from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports_relay import Target
@@ -68,8 +69,19 @@ class _Session:
     def smtputf8(self) -> bool:
         return self._primary.smtputf8
 
+    async def authenticate(self, credentials: Credentials) -> Reply | None:
+        raise AssertionError("nobody is vouched for by a question")
+
     async def mail(
-        self, sender: str, *, size: int, body: str, smtputf8: bool, ret: str, envid: str
+        self,
+        sender: str,
+        *,
+        size: int,
+        body: str,
+        smtputf8: bool,
+        ret: str,
+        envid: str,
+        credentials: Credentials | None = None,
     ) -> Reply:
         await self._turn()
         self._primary.senders.append(sender)

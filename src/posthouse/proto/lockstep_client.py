@@ -78,6 +78,11 @@ class LockstepClient:
         return self._opening.extensions
 
     @property
+    def secure(self) -> bool:
+        """What is said now goes under TLS."""
+        return self._opening.secure
+
+    @property
     def waiting(self) -> bool:
         """True while the peer owes a reply or a handshake."""
         return not self.over and (self._awaited is not None or self._asked or self._handshaking)

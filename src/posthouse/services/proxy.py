@@ -27,11 +27,13 @@ from posthouse.domain.reply_table import Fate
 from posthouse.domain.standby import speaks_of_us
 from posthouse.domain.verdict import Verdict
 from posthouse.errors import NextHopFailure
+from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports_relay import Target
 from posthouse.ports_session import OpenLetter, SessionFacts
 from posthouse.ports_standby import PrimaryConnector, PrimarySession
+from posthouse.services.relay_vouching import Vouching
 
 SCRATCH: Final = "proxy"
 TURNED_US_AWAY: Final = "it turns us away"
@@ -61,6 +63,8 @@ class _Conversation:
 
     def __init__(self) -> None:
         self.session: PrimarySession | None = None
+        self.target: Target | None = None
+        self.proving = False  # AUTH has no answer yet
         self.next_hop = ""  # where `session` leads
         self.transaction = -1
         self.asked = False  # MAIL was said in this transaction
@@ -84,7 +88,8 @@ class _Conversation:
 class Proxy:
     """See the module. `max_sessions`: with primaries, in this worker; beyond it mail is ours.
 
-    patience_seconds: how long the primary may take over one recipient.
+    patience_seconds: how long the primary may take over one recipient. vouching: whom we speak
+    for with SMTP AUTH (`services.relay_vouching`), None for nobody.
     """
 
     def __init__(
@@ -94,11 +99,13 @@ class Proxy:
         *,
         max_sessions: int,
         patience_seconds: float = PATIENCE_SECONDS,
+        vouching: Vouching | None = None,
     ) -> None:
         self._connector = connector
         self._ways = ways
         self.max_sessions = max_sessions
         self._patience_seconds = patience_seconds
+        self._vouching = vouching
         self._open: set[_Conversation] = set()
 
     # ------------------------------------------------------------------ RCPT
@@ -155,6 +162,7 @@ class Proxy:
             return None
         if not talk.asked:
             talk.asked = True
+            credentials = await self._authenticate(talk, session, recipient)
             reply = await session.mail(
                 facts.sender,
                 size=wish.size_bytes,
@@ -162,6 +170,7 @@ class Proxy:
                 smtputf8=wish.smtputf8,
                 ret=wish.ret,
                 envid=wish.envid,
+                credentials=credentials,
             )
             if not takes(reply, "mail"):
                 if classify_reply(reply.code, reply.text, "mail").fate is Fate.BLOCKED:
@@ -175,6 +184,22 @@ class Proxy:
         elif reply.permanent and speaks_of_us(reply.text):
             raise NextHopFailure(f"{TURNED_US_AWAY}: {reply}", stage="rcpt")
         return reply
+
+    async def _authenticate(
+        self, talk: _Conversation, session: PrimarySession, recipient: Recipient
+    ) -> Credentials | None:
+        """Say whom we speak for where the recipient has an agreement. Raises NextHopFailure."""
+        vouching, target = self._vouching, talk.target
+        if vouching is None or target is None:
+            return None
+        credentials = vouching.find_for(target, (recipient.address,))
+        if credentials is not None:
+            talk.proving = True
+            reply = await session.authenticate(credentials)
+            talk.proving = False
+            if reply is not None:
+                vouching.answered(target, credentials, reply.code, reply.text)
+        return credentials
 
     async def _connect(self, talk: _Conversation, domain: str) -> bool:
         next_hop = self._ways.next_hop_of(domain)
@@ -194,7 +219,7 @@ class Proxy:
                 except NextHopFailure as error:
                     failure = error
                 else:
-                    talk.next_hop = next_hop
+                    talk.next_hop, talk.target = next_hop, target
                     return True
             raise failure
         finally:
@@ -217,6 +242,9 @@ class Proxy:
         talk.begin(transaction)
 
     def _give_up(self, talk: _Conversation, why: str) -> None:
+        if talk.proving and talk.target is not None and self._vouching is not None:
+            self._vouching.broke(talk.target)
+        talk.proving = False
         if not talk.broken:
             observe.note("proxy", f"{talk.next_hop or 'next hop'}: {why}; the message becomes ours")
         talk.broken = True

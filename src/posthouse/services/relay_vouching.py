@@ -19,7 +19,7 @@ none, the session broke      no AUTH there for 15 minutes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from posthouse import observe
@@ -58,11 +58,15 @@ class Vouching:
         One transaction has one AUTH=; all agreements of it are of one forwarder, and that
         is whom the next hop trusts.
         """
+        return self.find_for(target, [recipient.address for recipient in message.recipients])
+
+    def find_for(self, target: Target, addresses: Iterable[str]) -> Credentials | None:
+        """The same, for recipients by their addresses."""
         secrets = self._secrets
         if secrets is None or self._pauses.get(target, 0) > self._clock_us():
             return None
-        for recipient in message.recipients:
-            found = secrets.find(recipient.address)
+        for address in addresses:
+            found = secrets.find(address)
             if found is not None and self._refused.get(found.agreement_id) != found.password:
                 return found
         return None

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Final
 
 from posthouse.errors import NextHopFailure, TlsFailed
+from posthouse.mail.credentials import Credentials
 from posthouse.mail.envelope import Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports_relay import Target
 from posthouse.ports_tls import TlsChannel
+from posthouse.proto.client_auth import SessionAuth
 from posthouse.proto.client_opening import TlsWish
 from posthouse.proto.lockstep_client import (
     Answered,
@@ -106,6 +108,7 @@ class ProxySession(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._paused = False
         self._opened = False
+        self._auth = SessionAuth()
 
     # ------------------------------------------------------------------ asyncio.Protocol
 
@@ -166,8 +169,37 @@ class ProxySession(asyncio.Protocol):
         """What it announced with SIZE; 0 for no limit."""
         return self._client.extensions.size_limit or 0
 
+    async def authenticate(self, credentials: Credentials) -> Reply | None:
+        """See `ports_standby`."""
+        self._auth.offered(self._client.extensions.auth, secure=self._client.secure)
+        if not self._auth.wants(credentials):
+            return None
+        exchange = self._auth.begin(credentials)
+        line: bytes | None = exchange.first
+        reply: PeerReply | None = None
+        while line is not None:
+            if self._failure is None:
+                self._client.say(line.decode().removesuffix("\r\n"))
+            reply = await self._wait_raw(self._settings.command_timeout)
+            assert reply is not None
+            line = exchange.answer(reply)
+        self._auth.end(exchange)
+        assert reply is not None
+        if 300 <= reply.code < 400:  # it still waits for something: no command would be one
+            self.abort(f"AUTH was answered {reply}")
+            raise NextHopFailure(f"AUTH was answered {reply}", stage="auth")
+        return Reply(reply.code, "", reply.text)
+
     async def mail(
-        self, sender: str, *, size: int, body: str, smtputf8: bool, ret: str, envid: str
+        self,
+        sender: str,
+        *,
+        size: int,
+        body: str,
+        smtputf8: bool,
+        ret: str,
+        envid: str,
+        credentials: Credentials | None = None,
     ) -> Reply:
         """See `ports_standby`."""
         offered = self._client.extensions
@@ -180,6 +212,8 @@ class ProxySession(asyncio.Protocol):
             line += " SMTPUTF8"
         if offered.dsn:
             line += f" RET={ret}" * bool(ret) + f" ENVID={envid}" * bool(envid)
+        auth = self._auth.parameter(credentials)
+        line += f" AUTH={auth}" * bool(auth)
         return await self._ask(line)
 
     async def rcpt(self, recipient: Recipient) -> Reply:
