@@ -28,7 +28,7 @@ from posthouse.mail.envelope import Client, Envelope, Recipient
 from posthouse.mail.reply import Reply
 from posthouse.ports_session import OpenLetter, SessionFacts
 from posthouse.ports_standby import PrimarySession
-from posthouse.services.proxy import ProxiedLetter, takes
+from posthouse.services.proxied_letter import ProxiedLetter, takes
 
 SCRATCH: Final = "pulled"
 LOST: Final = Reply(421, "4.4.2", "The connection with the primary was lost")
