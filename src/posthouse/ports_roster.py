@@ -76,7 +76,8 @@ class RosterNote(msgspec.Struct, frozen=True, kw_only=True):
     """What the subscriber leaves word of for `status`.
 
     source: where the roster comes from; asked_us: last attempt; answered_us: last answer
-    that was good (304 included); next_us: next attempt; problem: one line, "" = none.
+    that was good (304 included); next_us: next attempt; problem: one line, "" = none;
+    stage: where the attempt failed, a word of `errors.PeerFailure`, "check" or "storage".
     """
 
     source: str = ""
@@ -84,6 +85,7 @@ class RosterNote(msgspec.Struct, frozen=True, kw_only=True):
     answered_us: int = 0
     next_us: int = 0
     problem: str = ""
+    stage: str = ""
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):

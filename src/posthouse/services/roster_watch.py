@@ -15,10 +15,18 @@ from posthouse import observe
 from posthouse.errors import StorageError
 from posthouse.mail.wire_text import format_time
 from posthouse.ports_recipients import Fingerprint, RecipientDirectory
-from posthouse.ports_roster import RosterDirectory, RosterKeys, RosterShelf, SlowLookUps
+from posthouse.ports_roster import (
+    RosterDirectory,
+    RosterKeys,
+    RosterNote,
+    RosterShelf,
+    SlowLookUps,
+)
 from posthouse.services.aside import run_aside
 
 LOOK_EVERY_SECONDS: Final = 1.0
+QUIET_US: Final = 10_000_000
+"""A file is looked at so often that its note is not written anew each time."""
 
 
 class RosterWatch:
@@ -130,7 +138,8 @@ class RosterWatch:
             facts = dict(roster.describe())
         facts["domain"], facts["source"] = domain, note.source
         facts["kind"] = "roster"
-        facts["problem"] = "; ".join(filter(None, (facts["problem"], note.problem)))
+        facts["problem"] = "; ".join(filter(None, (facts["problem"], _tell_failure(note))))
+        facts["stage"] = note.stage
         facts["asked_at"], facts["next_at"] = _tell(note.asked_us), _tell(note.next_us)
         try:
             aside = self._shelf.get_state(domain).set_aside
@@ -141,6 +150,17 @@ class RosterWatch:
             facts["set_aside"] = aside.known.serial
             facts["set_aside_why"] = aside.why
         return facts
+
+
+def _tell_failure(note: RosterNote) -> str:
+    """What the last attempt failed at, and when the next is; "" when it did not fail."""
+    if not note.problem:
+        return ""
+    where = f" ({note.stage})" if note.stage else ""
+    again = ""
+    if note.next_us - note.asked_us > QUIET_US:
+        again = f"; next attempt {_tell(note.next_us)}"
+    return f"the last attempt failed{where}: {note.problem}{again}"
 
 
 def _tell(instant_us: int) -> str:

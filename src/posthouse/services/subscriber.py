@@ -183,20 +183,21 @@ class Subscriber:
         async with watch.busy, self._slots:
             asked_us = self._now_us()
             retry_after: int | None = None
-            problem = ""
-            words = ""
+            problem = stage = words = ""
             try:
                 state = await self._get_state(watch)
                 words = await self._ask(watch, state)
                 if words:
                     self._clear_trouble(watch)
                 else:  # refused before, and the same still
-                    problem = watch.note.problem
+                    problem, stage = watch.note.problem, watch.note.stage
             except RosterRefused as error:
+                stage = "check"
                 problem = f"refused ({error.check}): {error.detail}"
                 self._tell_refused(watch, problem)
             except (PeerFailure, StorageError) as error:
                 problem = error.detail
+                stage = error.stage if isinstance(error, PeerFailure) else "storage"
                 retry_after = getattr(error, "retry_after_seconds", None)
                 if retry_after is None or watch.failures:
                     self._tell_not_fetched(watch, problem)
@@ -204,7 +205,7 @@ class Subscriber:
                 problem = f"failed: {error!r}"
                 observe.trouble("rosters", f"{watch.domain}: attempt failed", error)
             watch.failures = watch.failures + 1 if problem else 0
-            await self._plan(watch, asked_us, problem, retry_after)
+            await self._plan(watch, asked_us, (problem, stage), retry_after)
             return words or problem
 
     async def _get_state(self, watch: _Watch) -> RosterState:
@@ -257,8 +258,10 @@ class Subscriber:
             intake.discard()
 
     async def _plan(
-        self, watch: _Watch, asked_us: int, problem: str, retry_after: int | None
+        self, watch: _Watch, asked_us: int, failed: tuple[str, str], retry_after: int | None
     ) -> None:
+        """Leave word, and say when to ask again. failed: in words, and where; or "", ""."""
+        problem, stage = failed
         interval = watch.subscription.source.interval_seconds
         if interval is None:
             interval = plan_refresh(
@@ -276,6 +279,7 @@ class Subscriber:
             answered_us=watch.note.answered_us if problem else now_us,
             next_us=watch.due_us,
             problem=problem,
+            stage=stage,
         )
         quiet = watch.subscription.source.interval_seconds is not None
         if not quiet or problem != watch.note.problem or not watch.note.asked_us:

@@ -12,7 +12,7 @@ import pytest
 
 from fakes.directory import SetDirectory
 from fakes.looks import Looks
-from fakes.roster_disk import KEYS, AtOnce, RosterDisk, ask
+from fakes.roster_disk import KEYS, NOW_US, AtOnce, RosterDisk, ask
 from fakes.rosters import make_roster
 from fakes.vectors import DAMAGED, DELTA, DOMAIN, ROSTER, VECTORS
 from posthouse.domain.finding import Finding
@@ -125,8 +125,21 @@ async def test_status_shows_age_and_trouble(world: World) -> None:
     assert facts["serial"] == VECTORS["roster"]["serial"]
     assert facts["expires_at"] == "2026-11-30T08:00:00Z"
     assert facts["source"] == "coach.example"
-    assert facts["problem"] == "no route"
+    assert facts["problem"] == "the last attempt failed: no route"
     assert facts["kind"] == "roster"
+
+
+async def test_status_says_why_there_is_no_roster(world: World) -> None:
+    """Where the last attempt failed, with its words, and when it is tried again."""
+    due_us = NOW_US + 60_000_000
+    note = RosterNote(problem="no route", stage="connect", asked_us=NOW_US, next_us=due_us)
+    world.disk.files.leave_note(DOMAIN, note)
+    facts = world.watch.describe()[DOMAIN]
+    assert facts["problem"].startswith(
+        "no roster yet; the last attempt failed (connect): no route; next"
+    )
+    assert facts["problem"].endswith(facts["next_at"])
+    assert facts["stage"] == "connect"
 
 
 @pytest.fixture

@@ -168,6 +168,7 @@ async def test_a_failed_attempt_keeps_the_old(
     world.disk.take_in(ROSTER)
     world.script(answer)
     assert await world.refresh() == answer.detail
+    assert world.disk.files.read_note(DOMAIN).stage == answer.stage
     assert world.disk.serial() == SERIAL
     assert world.wait_seconds() == seconds
     polite = answer.retry_after_seconds is not None  # asked to wait: no alert for the first time
