@@ -3,7 +3,8 @@
 Who does what::
 
     event loop      begin, write, commit, settle: never wait   (here)
-    writer thread   segments and database, group commit        (spool_writer)
+    writer thread   segments and database, group commit        (spool_writer, its parts
+                                                                spool_append, spool_rows)
     reading thread  claims                                     (spool_claim)
     listing thread  operators' questions, expiry, compaction   (spool_listing)
     file threads    large bodies, in and out                   (spool_incoming, spool_body)
@@ -56,7 +57,8 @@ from posthouse.storage.spool_incoming import EmbeddedIncoming, Memory, Spill
 from posthouse.storage.spool_listing import Listing
 from posthouse.storage.spool_open import Opened, SpoolSettings, open_shard
 from posthouse.storage.spool_reader import OctetReader
-from posthouse.storage.spool_writer import Settle, Writer
+from posthouse.storage.spool_rows import Settle
+from posthouse.storage.spool_writer import Writer
 
 __all__ = ["EmbeddedSpool", "SpoolSettings"]
 

@@ -32,8 +32,9 @@ class _Run:
 
 
 class LateRows:
-    """Used by the writer thread alone.
+    """Used by the writer thread alone, but for `lags`.
 
+    lags: messages are there whose rows are to come; the event loop may read it.
     count: recipients' rows to come; failure: why their transaction failed last, or None;
     noted: what was delivered of them meanwhile and is remembered elsewhere.
     """
@@ -41,6 +42,7 @@ class LateRows:
     def __init__(self, due: DueClock) -> None:
         self._due = due
         self._runs: list[_Run] = []
+        self.lags = False
         self.count = 0
         self.failure: StorageError | None = None
         self.noted: list[Settlement] = []
@@ -59,6 +61,7 @@ class LateRows:
                 if (record.queue_id, seq) in delivered
             ]
         self.failure = failure
+        self.lags = bool(left)
 
     @property
     def segments(self) -> Set[int]:
@@ -75,6 +78,7 @@ class LateRows:
             last.end = end
         else:
             self._runs.append(_Run(segment, end, [*placed]))
+        self.lags = True
 
     def _stamp(self, accepts: Sequence[Placed]) -> None:
         due_us = self._due.open_batch(len(accepts))
@@ -113,6 +117,7 @@ class LateRows:
         self.count = 0
         self.failure = None
         self.noted = []
+        self.lags = False
 
     def find_delivered(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """What of these was delivered of messages that have no row yet."""
