@@ -38,6 +38,7 @@ from posthouse.domain.replies import classify_reply, enhanced_code
 _HOUR_US: Final = 3_600_000_000
 POSITIVE_US: Final = 31 * 24 * _HOUR_US  # Postfix: address_verify_positive_expire_time
 REFRESH_US: Final = 7 * 24 * _HOUR_US  # Postfix: address_verify_positive_refresh_time
+SLEWED_US: Final = 60_000_000
 NEGATIVE_US: Final = 2 * _HOUR_US  # Postfix 3d: too long for a mailbox that was just made
 UNDECIDED_US: Final = 60_000_000
 STANDARD_US: Final = _HOUR_US // 2
@@ -125,10 +126,15 @@ def decide_finding(probe: Probe, standard: Standard) -> LiveFinding:
 
 
 def judge_age(entry: Entry, now_us: int) -> Use:
-    """What an entry is good for at `now_us`; one from the future (a clock set back) is new."""
-    age_us = max(0, now_us - entry.checked_us)
+    """What an entry is good for at `now_us`.
+
+    One from the future, by more than a clock is slewed, was written by a clock that was
+    ahead: a no is forgotten, since it would stand until that time came again; a yes is good,
+    and asked again.
+    """
+    age_us = now_us - entry.checked_us
     if not entry.exists:
-        return Use.FRESH if age_us < NEGATIVE_US else Use.EXPIRED
+        return Use.FRESH if -SLEWED_US <= age_us < NEGATIVE_US else Use.EXPIRED
     if age_us >= POSITIVE_US:
         return Use.EXPIRED
-    return Use.FRESH if age_us < REFRESH_US else Use.AGING
+    return Use.FRESH if -SLEWED_US <= age_us < REFRESH_US else Use.AGING

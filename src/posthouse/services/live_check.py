@@ -23,6 +23,7 @@ from typing import Final, Protocol, TypeVar
 
 from posthouse import observe
 from posthouse.domain.drain import State
+from posthouse.domain.instants import left_us
 from posthouse.domain.live_check import (
     UNDECIDED_US,
     Entry,
@@ -123,7 +124,7 @@ class LiveChecks:
                 return LiveFinding.EXISTS if entry.exists else LiveFinding.ABSENT
             if use is Use.AGING:
                 return self._use_aging(domain, address)
-        if self._undecided.get(address, 0) > now_us:
+        if left_us(self._undecided.get(address, 0), now_us, longest_us=UNDECIDED_US):
             return LiveFinding.UNDECIDED
         return self._look_up(domain, address, network)
 

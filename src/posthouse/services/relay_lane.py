@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import msgspec
 
 from posthouse import observe
+from posthouse.domain.instants import left_us
 from posthouse.domain.replies import classify_reply, dsn_code
 from posthouse.domain.reply_table import Effect, Fate, Meaning
 from posthouse.domain.schedule import delay_us
@@ -21,6 +22,7 @@ from posthouse.ports_spool import Outcome, QueuedMessage, QueuedRecipient, Settl
 from posthouse.services.relay_evidence import Evidence
 from posthouse.services.relay_means import Means
 from posthouse.services.relay_queue import ReadyQueue
+from posthouse.services.relay_senders import SENDER_US
 
 _LATE_STAGES: Final = frozenset({"rcpt", "data", "dot"})
 _OUR_STAGES: Final = frozenset({"local", "damaged"})
@@ -133,7 +135,7 @@ class Lane:
         while transaction is not None:
             message = transaction.message
             until_us, reply = passed_over.get(message.envelope_sender, (0, ""))
-            if until_us <= now_us:
+            if not left_us(until_us, now_us, longest_us=SENDER_US):
                 passed_over.pop(message.envelope_sender, None)
                 break
             for recipient in message.recipients:

@@ -104,5 +104,7 @@ def test_ages() -> None:
         (False, NEGATIVE_US - 1, Use.FRESH),
         (False, NEGATIVE_US, Use.EXPIRED),
         (False, -5, Use.FRESH),
+        (False, -NEGATIVE_US, Use.EXPIRED),  # else it would stand until that time came again
+        (True, -NEGATIVE_US, Use.AGING),
     ]:
         assert judge_age(Entry(exists, at), at + age_us) is use

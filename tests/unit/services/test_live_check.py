@@ -175,6 +175,9 @@ async def test_temporary_answers_are_asked_again_soon(stage: Stage) -> None:
     assert await stage.find("alice") is UNDECIDED
     assert await stage.find("alice") is UNDECIDED
     assert len(stage.primary.asked_of("alice")) == 1
+    stage.timers.now_us -= 10 * UNDECIDED_US  # a clock set back puts off nobody
+    assert await stage.find("alice") is UNDECIDED
+    assert len(stage.primary.asked_of("alice")) == 2
     del stage.primary.replies["alice@example.com"]
     stage.timers.now_us += UNDECIDED_US
     assert await stage.find("alice") is EXISTS
