@@ -54,7 +54,7 @@ def load(file: str | Path, *, lists_may_wait: bool = False, check_files: bool = 
     findings.check_files = check_files
     config = _build(table, path.absolute(), findings)
     if findings.mistakes or config is None:
-        raise ConfigError(findings.sorted_mistakes())
+        raise ConfigError(findings.sorted_mistakes(), lists=findings.lists)
     return config
 
 

@@ -25,6 +25,7 @@ class Findings:
         self.lines = lines
         self.lists_may_wait = False
         self.check_files = True
+        self.lists: list[tuple[str, str]] = []  # recipient files that can be read, by domain
         self.mistakes: list[tuple[int, str]] = []
         self.warnings: list[tuple[int, str]] = []
 
@@ -127,7 +128,8 @@ def _check_domains(domains: list[dict[str, Any]], findings: Findings) -> None:
             if not findings.check_files or not isinstance(domain["recipients"], Path):
                 continue
             tell = findings.warn if findings.lists_may_wait else findings.wrong
-            _check_readable(path, domain["recipients"], tell)
+            if _check_readable(path, domain["recipients"], tell) and name is not None:
+                findings.lists.append((name, str(domain["recipients"])))
         elif path not in findings.lines and domain["when_unknown"] == "defer":
             off = domain["verify"] == "off"
             findings.warn(

@@ -25,6 +25,8 @@ Refusals of mail are values (`posthouse.mail.reply.Reply`), not exceptions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class PosthouseError(Exception):
     """A failure with a bland text for the peer and a full one for the log.
@@ -44,14 +46,18 @@ class PosthouseError(Exception):
 
 
 class ConfigError(PosthouseError):
-    """One or more mistakes in a configuration; `mistakes` has a line for each."""
+    """One or more mistakes in a configuration; `mistakes` has a line for each.
+
+    lists: (domain, path) of recipient files that it names all the same, and can be read.
+    """
 
     temporary = False
     public = "configuration error"
 
-    def __init__(self, mistakes: list[str]) -> None:
+    def __init__(self, mistakes: list[str], *, lists: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+        self.lists = lists
 
 
 class SourceFailed(PosthouseError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -37,6 +38,7 @@ def check(config_file: Path | None, as_json: bool, keys: bool) -> int:
     if is_primary_file(file):
         return _check_primary(file, as_json)
     config, counts, mistakes = read_all(file)
+    mistakes = list(dict.fromkeys(mistakes))  # a list may serve several domains
     warnings = list(config.warnings) if config is not None else []
     if as_json:
         document = {
@@ -61,7 +63,7 @@ def read_all(config_file: Path | None) -> tuple[Config | None, dict[str, str], l
     try:
         config = load(find_config(config_file))
     except ConfigError as error:
-        return None, {}, error.mistakes
+        return None, {}, [*error.mistakes, *_check_lists(error.lists)]
     counts: dict[str, str] = {}
     mistakes: list[str] = []
     for domain in config.domains:
@@ -70,6 +72,19 @@ def read_all(config_file: Path | None) -> tuple[Config | None, dict[str, str], l
         except ConfigError as error:
             mistakes += error.mistakes
     return config, counts, mistakes
+
+
+def _check_lists(lists: Sequence[tuple[str, str]]) -> list[str]:
+    """The mistakes of lists that a broken configuration names."""
+    from posthouse.storage.recipient_lists import check_recipients
+
+    mistakes: list[str] = []
+    for domain, source in lists:
+        try:
+            check_recipients(domain, source)
+        except ConfigError as error:
+            mistakes += error.mistakes
+    return mistakes
 
 
 def _check_primary(file: Path, as_json: bool) -> int:

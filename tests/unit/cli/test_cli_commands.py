@@ -146,6 +146,17 @@ def test_check_tells_every_mistake(site: Site) -> None:
     assert any("list:2" in line or "list:3" in line for line in document["mistakes"])
 
 
+def test_check_tells_of_both_the_file_and_its_lists(site: Site) -> None:
+    """A mistake in the configuration does not hide those of the lists that it names."""
+    site.config.write_text(CONFIG.replace('data_dir = "data"', "x = 1"))
+    (site.directory / "list").write_text("bob@example.com\nb@d@d@r\n")
+    done = site.run("check")
+    assert (done.code, done.out) == (78, "")
+    first, second = done.err.splitlines()
+    assert ":2: x: unknown key" in first
+    assert "list:2: " in second
+
+
 def test_check_shows_the_keys(site: Site) -> None:
     """Every key can be looked up from the command line, with its default."""
     site.config.unlink()
