@@ -11,8 +11,6 @@ Spec: RFC 5321 §3, §4; RFC 3207.
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from posthouse.proto.client_events import Awaited
@@ -28,9 +26,8 @@ from posthouse.proto.client_opening import (
     Step,
     TlsWish,
 )
+from posthouse.proto.client_wire import SHUTTING_DOWN
 from posthouse.proto.replies_in import PeerReply, ReplyParser
-
-_SHUTTING_DOWN: Final = 421
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -152,7 +149,7 @@ class LockstepClient:
             if isinstance(step, ShakeHands) and not last:
                 return self._break("octets in clear behind STARTTLS", "starttls")
             return self._follow(step)
-        if reply.code == _SHUTTING_DOWN:
+        if reply.code == SHUTTING_DOWN:
             self._asked = False
             return self._break(f"the peer says {reply}", "session", reply)
         if not self._asked:

@@ -3,8 +3,7 @@
 The whole relay over real sockets against a scripted peer. Each peer misbehaves for a
 while, then comes to its senses; the operator releases what was held and resumes, and
 every message must have come home exactly once. Meanwhile no turn of the event loop may
-use 50 ms of CPU, and memory must not grow with what the peer says. (Asserted is twice
-that: seconds of CPU stretch on a machine whose caches others use, too.)
+use 50 ms of CPU, and memory must not grow with what the peer says.
 """
 
 from __future__ import annotations
@@ -226,7 +225,7 @@ async def test_a_peer_that_never_works(peer: ScriptedPeer, name: str) -> None:
     connections = peer.connections
     await asyncio.sleep(0.5)  # what it costs while it lasts
     watchdog.stop()
-    assert watchdog.worst < 0.1
+    assert watchdog.worst < 0.05
     assert resident_bytes() - before < 16 << 20
     assert peer.connections - connections <= 30  # one a tenth of a second, and its places
     assert peer.messages == []
